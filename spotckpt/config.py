@@ -1,0 +1,79 @@
+"""The settings of a run, checked once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+
+from spotckpt.address import Metric
+from spotckpt.errors import SettingError
+
+_UNITS = {"ms": 0.001, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "hour": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|sec|m|min|h|hour|d)")
+
+
+def parse_seconds(value: float | str | timedelta, *, name: str) -> float:
+    """A duration in seconds from `90`, `"10min"`, `"1.5 h"` or a timedelta.
+
+    Raises:
+        SettingError: it is negative, not finite or not a duration.
+    """
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        if match is None:
+            raise SettingError(f"{name}={value!r} is not a duration", hint="write seconds, or 30s, 10min, 2h")
+        return float(match[1]) * _UNITS[match[2]]
+    if not 0 <= value < float("inf"):
+        raise SettingError(f"{name}={value!r} is not a duration", hint="write seconds, or 30s, 10min, 2h")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often a periodic snapshot is due: after `seconds`, or after `steps` boundaries (one of them is 0)."""
+
+    seconds: float = 0.0
+    steps: int = 0
+
+    @classmethod
+    def parse(cls, value: float | str | timedelta) -> Every:
+        """Reads `"10min"`, seconds, or `"500 steps"`."""
+        if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+)\s*steps?\s*", value)):
+            if int(match[1]) < 1:
+                raise SettingError(f"every={value!r} must be at least one step", hint="as in every='500 steps'")
+            return cls(steps=int(match[1]))
+        return cls(seconds=parse_seconds(value, name="every"))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run may be told; all durations are in seconds.
+
+    Attributes:
+        every: how often a periodic snapshot is staged.
+        keep_best: snapshot whenever this metric improves on the weights just evaluated.
+        stale_after_s: an attempt whose heartbeat did not change for this long is taken for dead.
+        sigterm_grace_s: how long after SIGTERM the trainer may still work.
+        call_timeout_s: the deadline of one operation on the store, retries included; bulk transfers get more by their size.
+        metadata_endpoint: where a private agent asks for notices; empty is the real EC2 endpoint.
+    """
+
+    every: Every = Every(seconds=600.0)
+    keep_best: Metric | None = None
+    stale_after_s: float = 60.0
+    sigterm_grace_s: float = 10.0
+    call_timeout_s: float = 60.0
+    metadata_endpoint: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("stale_after_s", "sigterm_grace_s", "call_timeout_s"):
+            if not 0 < getattr(self, name) < 86400:
+                raise SettingError(f"{name}={getattr(self, name)!r} is not between 0 s and a day", hint="give seconds")
+
+    @property
+    def heartbeat_s(self) -> float:
+        """Seconds between heartbeats: six fit into the time after which an attempt is stale."""
+        return self.stale_after_s / 6
