@@ -29,6 +29,7 @@ class Metric:
 
     @classmethod
     def parse(cls, text: str) -> Metric:
+        """Reads `SET/NAME:min` or `SET/NAME:max`."""
         match = re.fullmatch(r"([^/:]+)/([^:]+):(min|max)", text)
         if match is None:
             raise AddressError(f"metric {text!r} is not SET/NAME:min or SET/NAME:max", hint="as in valid/top1:max")
@@ -108,7 +109,9 @@ class Address:
         if any(part in ("", "..", ".") for part in path.removeprefix("/").split("/")):
             raise AddressError(f"run address {text!r} has an empty, '.' or '..' part", hint="write the plain path")
         if match["protocol"] in ("s3", "s3a") and "/" not in path:
-            raise AddressError(f"run address {text!r} names a bucket only", hint=f"add a path: {uri.rstrip('/')}/my-run")
+            raise AddressError(
+                f"run address {text!r} names a bucket only", hint=f"add a path: {uri.rstrip('/')}/my-run"
+            )
         return cls(f"{match['protocol']}://{path}", selector)
 
     def __str__(self) -> str:
@@ -142,5 +145,8 @@ def fill_template(template: str, values: Mapping[str, object]) -> str:
                 hint=f"the arguments are {', '.join(sorted(values)) or 'none'}",
             )
         if not str(values[name]) or "/" in str(values[name]):
-            raise AddressError(f"run address {template!r}: {name}={values[name]!r} cannot stand in a path", hint="use a plain word or number")
+            raise AddressError(
+                f"run address {template!r}: {name}={values[name]!r} cannot stand in a path",
+                hint="use a plain word or number",
+            )
     return template.format_map({name: str(values[name]) for name in names})

@@ -57,7 +57,7 @@ class Settings:
         keep_best: snapshot whenever this metric improves on the weights just evaluated.
         stale_after_s: an attempt whose heartbeat did not change for this long is taken for dead.
         sigterm_grace_s: how long after SIGTERM the trainer may still work.
-        call_timeout_s: the deadline of one operation on the store, retries included; bulk transfers get more by their size.
+        call_timeout_s: the deadline of one operation on the store, retries included; bulk transfers get more by size.
         metadata_endpoint: where a private agent asks for notices; empty is the real EC2 endpoint.
     """
 

@@ -29,12 +29,15 @@ class SystemClock:
     """The machine's own clocks."""
 
     def now(self) -> float:
+        """CLOCK_BOOTTIME."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def wall(self) -> float:
+        """CLOCK_REALTIME."""
         return time.time()
 
     def sleep(self, seconds: float) -> None:
+        """Zero and less return at once."""
         time.sleep(max(0.0, seconds))
 
 
@@ -60,6 +63,7 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
+        """Whether no time is left."""
         return self.seconds_left <= 0.0
 
     def within(self, seconds: float) -> Deadline:

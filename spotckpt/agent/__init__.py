@@ -1,0 +1,1 @@
+"""The agent: a process of its own that claims, uploads, commits and watches for notices. No torch."""

@@ -1,0 +1,1 @@
+"""`spotckpt demo`: an interrupted training against an uninterrupted one, on this machine."""

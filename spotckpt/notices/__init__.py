@@ -1,0 +1,1 @@
+"""Where the news comes from that the machine will go. No torch."""

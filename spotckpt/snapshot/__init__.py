@@ -1,0 +1,1 @@
+"""The contract with the bucket: keys, records, manifests, choosing, committing. No torch."""

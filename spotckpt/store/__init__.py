@@ -1,0 +1,1 @@
+"""Bytes in a bucket: a few verbs over fsspec. Knows no snapshot."""

@@ -27,7 +27,7 @@ class Stat:
 
 
 class Store(ABC):
-    """Bytes by key. Every verb ends by its deadline; None means the store's own default (see `Settings.call_timeout_s`)."""
+    """Bytes by key. Every verb ends by its deadline; None means `Settings.call_timeout_s` from now."""
 
     uri: str
 
@@ -85,7 +85,12 @@ class Store(ABC):
 
     @abstractmethod
     def read_ranges(
-        self, key: str, ranges: Sequence[tuple[int, int]], *, deadline: Deadline | None = None, progress: Progress | None = None
+        self,
+        key: str,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        deadline: Deadline | None = None,
+        progress: Progress | None = None,
     ) -> list[bytes]:
         """The bytes of each (offset, length), in order, read in parallel, all of one version of the object.
 

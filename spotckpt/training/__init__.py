@@ -1,0 +1,1 @@
+"""What runs inside the trainer: capture, staging, restore, the run and the decorator."""
