@@ -20,15 +20,15 @@ def parse_seconds(value: float | str | timedelta, *, name: str) -> float:
         SettingError: it is negative, not finite or not a duration.
     """
     if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, str):
+        seconds = value.total_seconds()
+    elif isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
-        if match is None:
-            raise SettingError(f"{name}={value!r} is not a duration", hint="write seconds, or 30s, 10min, 2h")
-        return float(match[1]) * _UNITS[match[2]]
-    if not 0 <= value < float("inf"):
+        seconds = float(match[1]) * _UNITS[match[2]] if match else -1.0
+    else:
+        seconds = float(value)
+    if not 0 <= seconds < float("inf"):
         raise SettingError(f"{name}={value!r} is not a duration", hint="write seconds, or 30s, 10min, 2h")
-    return float(value)
+    return seconds
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from spotckpt.config import Every, Settings, parse_seconds
+from spotckpt.errors import SettingError
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10min", 600), ("30s", 30), ("1.5 h", 5400), ("250ms", 0.25), (7, 7), (0, 0), (timedelta(minutes=2), 120)],
+)
+def test_durations(text, seconds):
+    assert parse_seconds(text, name="every") == seconds
+
+
+@pytest.mark.parametrize("value", ["ten", "-1s", -1, float("nan"), float("inf"), "10 fortnights", "", timedelta(seconds=-1)])
+def test_a_bad_duration_is_named(value):
+    with pytest.raises(SettingError, match="stale_after"):
+        parse_seconds(value, name="stale_after")
+
+
+def test_every_is_a_time_or_a_number_of_steps():
+    assert Every.parse("10min") == Every(seconds=600)
+    assert Every.parse("500 steps") == Every(steps=500)
+    assert Every.parse("1 step") == Every(steps=1)
+    with pytest.raises(SettingError):
+        Every.parse("0 steps")
+
+
+def test_settings_are_checked_once():
+    assert Settings().heartbeat_s == 10
+    with pytest.raises(SettingError, match="stale_after_s"):
+        Settings(stale_after_s=0)
