@@ -16,7 +16,9 @@ def test_durations(text, seconds):
     assert parse_seconds(text, name="every") == seconds
 
 
-@pytest.mark.parametrize("value", ["ten", "-1s", -1, float("nan"), float("inf"), "10 fortnights", "", timedelta(seconds=-1)])
+@pytest.mark.parametrize(
+    "value", ["ten", "-1s", -1, float("nan"), float("inf"), "10 fortnights", "", timedelta(seconds=-1)]
+)
 def test_a_bad_duration_is_named(value):
     with pytest.raises(SettingError, match="stale_after"):
         parse_seconds(value, name="stale_after")
