@@ -1,0 +1,52 @@
+"""The settings of one agent, and its exit statuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spotckpt.agent import paths
+from spotckpt.errors import SettingError
+
+ALREADY_RUNNING = 45
+"""Exit status of an agent that found another one holding the runtime directory or the spool."""
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """What an agent may be told; durations are in seconds.
+
+    Attributes:
+        private: started by a trainer; ends after `idle_exit_s` without an open run, a client or anything to upload.
+        detach: go on in the background, in a session of its own, once the socket listens.
+        runtime_dir: where the socket, the runtime lock and a private agent's log are.
+        spool_dir: where snapshots are staged; its lock decides which agent may free and upload them.
+        disk_dir: where slots go for which memory has no room.
+        metadata_endpoint: the EC2 metadata service; empty is the real one.
+        poll_interval_s: between two looks for a notice.
+        idle_exit_s: see `private`.
+        stop_grace_s: after SIGTERM, how long trainers and uploads may take.
+        slots: how many snapshots of a run may lie in the spool.
+        reserve_bytes: memory that staging leaves free.
+    """
+
+    private: bool = False
+    detach: bool = False
+    runtime_dir: Path = field(default_factory=paths.runtime_dir)
+    spool_dir: Path = field(default_factory=paths.spool_dir)
+    disk_dir: Path = field(default_factory=paths.disk_dir)
+    metadata_endpoint: str = ""
+    poll_interval_s: float = 5.0
+    idle_exit_s: float = 30.0
+    stop_grace_s: float = 90.0
+    slots: int = 3
+    reserve_bytes: int = 512 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("poll_interval_s", "idle_exit_s", "stop_grace_s"):
+            if not 0 < getattr(self, name) < 86400:
+                raise SettingError(f"{name}={getattr(self, name)!r} is not between 0 s and a day", hint="give seconds")
+        if self.slots < 1:
+            raise SettingError(f"slots={self.slots} is less than one", hint="give 1 to 3")
+        for name in ("runtime_dir", "spool_dir", "disk_dir"):
+            object.__setattr__(self, name, Path(getattr(self, name)).absolute())

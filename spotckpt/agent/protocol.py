@@ -1,0 +1,102 @@
+"""The language of the agent's socket: one JSON object per line, at most `MAX_MESSAGE_BYTES` long.
+
+A request is `{"op": NAME, "id": N, ...}`; its reply is `{"id": N, "ok": true, ...}` or
+`{"id": N, "error": CLASS, "message": ..., "hint": ...}`. An event is `{"event": NAME, ...}`; one that belongs to a
+request still being worked on carries its number as `call`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+from spotckpt import errors
+
+Message = dict[str, Any]
+
+VERSION = 1
+MAX_MESSAGE_BYTES = 1 << 20
+
+OPERATIONS = (
+    "hello",
+    "open",
+    "base",
+    "attach",
+    "slot",
+    "abort",
+    "sealed",
+    "drain",
+    "close",
+    "status",
+    "notify",
+)
+"""Every request that an agent answers."""
+
+
+class MalformedMessage(errors.AgentError):
+    """A line that is no message; `fatal` when the place in the stream is lost with it."""
+
+    def __init__(self, message: str, *, fatal: bool = False) -> None:
+        super().__init__(message, hint="trainer and agent must be of the same version of spotckpt")
+        self.fatal = fatal
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """One line.
+
+    Raises:
+        AgentError: it is over the cap.
+    """
+    line = json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    if len(line) > MAX_MESSAGE_BYTES:
+        raise errors.AgentError(
+            f"message of {len(line)} bytes to the agent is over the limit of {MAX_MESSAGE_BYTES}",
+            hint="pass fewer or shorter arguments",
+        )
+    return line
+
+
+def read_message(stream: BinaryIO) -> Message | None:
+    """The next message, or None at the end of the stream (a torn last line counts as the end).
+
+    Raises:
+        MalformedMessage: it is too long, not JSON, or not an object.
+    """
+    line = stream.readline(MAX_MESSAGE_BYTES + 1)
+    if not line.endswith(b"\n"):
+        if len(line) > MAX_MESSAGE_BYTES:
+            raise MalformedMessage(f"message over {MAX_MESSAGE_BYTES} bytes", fatal=True)
+        return None
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise MalformedMessage(f"message is not JSON: {error}") from error
+    if not isinstance(message, dict):
+        raise MalformedMessage(f"message is {type(message).__name__}, not an object")
+    return message
+
+
+def error_fields(error: BaseException) -> Message:
+    """An error as it travels: class, message, hint, and a store error's operation, key and cause."""
+    fields = {
+        "error": type(error).__name__,
+        "message": getattr(error, "message", "") or f"{type(error).__name__}: {error}",
+        "hint": getattr(error, "hint", ""),
+    }
+    if isinstance(error, errors.StoreError):
+        fields |= {"operation": error.operation, "key": error.key, "cause": error.cause}
+    return fields
+
+
+def to_error(fields: Mapping[str, Any]) -> errors.SpotckptError | errors.StopTraining:
+    """The error that `error_fields` described, of the same class; a class not known here becomes an AgentError."""
+    message, hint = str(fields.get("message", "")), str(fields.get("hint") or "")
+    known = getattr(errors, str(fields.get("error")), None)
+    if isinstance(known, type) and issubclass(known, errors.StopTraining):
+        return known(message)
+    if isinstance(known, type) and issubclass(known, errors.StoreError) and "operation" in fields:
+        return known(str(fields["operation"]), str(fields["key"]), str(fields["cause"]), hint=hint)
+    if isinstance(known, type) and issubclass(known, errors.SpotckptError) and not issubclass(known, errors.StoreError):
+        return known(message, hint=hint)
+    return errors.AgentError(message or f"the agent failed: {dict(fields)}", hint=hint)

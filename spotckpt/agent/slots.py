@@ -1,0 +1,166 @@
+"""The trainer's side of the spool: a slot that the agent granted, its memory and its seal.
+
+reply = client.call("slot", timeout=..., uri=uri, size_bytes=n, step=run.step)
+if not reply.get("busy"):
+    slot = Slot.from_reply(reply)
+    buffer = mappings.open(slot)          # writable, kept mapped for the next snapshot in the same slot
+    ...                                   # copy; on failure: client.call("abort", uri=..., generation=...)
+    slot.seal(staged)                     # from here the snapshot is safe from the death of this process
+    client.call("sealed", uri=uri, generation=slot.generation)      # a nudge only
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from spotckpt.agent.files import remove_durably, write_durably
+from spotckpt.agent.processes import boot_id
+from spotckpt.errors import SpoolError
+from spotckpt.snapshot.staged import Staged
+
+SEAL_NAME = "seal.json"
+STAGED_NAME = "staged.json"
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What says that a slot holds a whole snapshot.
+
+    Attributes:
+        id: the snapshot's id.
+        generation: the grant under which the slot was filled.
+        boot_id: the boot; after another one the data file's pages may be lost.
+        data_bytes: how much of the data file is the snapshot's.
+        staged_digest: BLAKE3 of `staged.json`.
+    """
+
+    id: str
+    generation: int
+    boot_id: str
+    data_bytes: int
+    staged_digest: str
+
+    def to_bytes(self) -> bytes:
+        """As JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Seal | None:
+        """None if it is no seal."""
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one snapshot's bytes, granted to the trainer until it seals it or gives it back.
+
+    Attributes:
+        path: the slot's directory.
+        data_path: the file for the data section: allocated, `size_bytes` long or longer.
+        generation: the number of this grant.
+        id: the id that the snapshot will have.
+        size_bytes: how many bytes may be written.
+    """
+
+    path: Path
+    data_path: Path
+    generation: int
+    id: str
+    size_bytes: int
+
+    @classmethod
+    def from_reply(cls, reply: Mapping[str, Any]) -> Slot:
+        """The slot in the agent's reply to `slot`."""
+        return cls(
+            Path(reply["path"]),
+            Path(reply["data_path"]),
+            int(reply["generation"]),
+            str(reply["id"]),
+            int(reply["size_bytes"]),
+        )
+
+    def map(self) -> mmap.mmap:
+        """Maps the data file, shared and writable, and makes sure that no seal of an earlier filling remains.
+
+        Raises:
+            SpoolError: the file is not there any more, or is too short.
+        """
+        try:
+            remove_durably(self.path / SEAL_NAME)
+            fd = os.open(self.data_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise SpoolError(
+                f"slot {self.data_path} cannot be opened: {error.strerror}",
+                hint="do not clean the spool while training",
+            ) from error
+        try:
+            length = os.fstat(fd).st_size
+            if length < self.size_bytes:
+                raise SpoolError(f"slot {self.data_path} has {length} bytes, not {self.size_bytes}", hint="train again")
+            return mmap.mmap(fd, max(length, 1))
+        finally:
+            os.close(fd)
+
+    def seal(self, staged: Staged) -> None:
+        """Makes the snapshot exist in the spool: every byte of data must be written before.
+
+        Wholly or not at all; survives the death of this process and of the agent, not that of the machine.
+
+        Raises:
+            SpoolError: the slot is no more, or there is no room for the description.
+        """
+        described = staged.to_bytes()
+        seal = Seal(self.id, self.generation, boot_id(), staged.data_bytes, blake3(described).hexdigest())
+        try:
+            write_durably(self.path / STAGED_NAME, described)
+            write_durably(self.path / SEAL_NAME, seal.to_bytes())
+        except OSError as error:
+            raise SpoolError(
+                f"slot {self.path} cannot be sealed: {error.strerror} ({len(described)} bytes)",
+                hint="make room in the spool or set SPOTCKPT_SPOOL",
+            ) from error
+
+
+class Mappings:
+    """Keeps slots' files mapped from one snapshot to the next: first touch of fresh memory is what costs."""
+
+    def __init__(self) -> None:
+        self._mapped: dict[Path, tuple[tuple[int, int, int], mmap.mmap]] = {}
+
+    def open(self, slot: Slot) -> memoryview:
+        """The slot's memory, writable, `slot.size_bytes` long; release it (or drop it) before the next `open`.
+
+        Raises:
+            SpoolError: as `Slot.map`.
+        """
+        known = self._mapped.get(slot.data_path)
+        if known is None or known[0] != _identity(slot.data_path):
+            mapped = slot.map()
+            self._mapped[slot.data_path] = (_identity(slot.data_path), mapped)
+        else:
+            remove_durably(slot.path / SEAL_NAME)
+            mapped = known[1]
+        return memoryview(mapped)[: slot.size_bytes]
+
+    def close(self) -> None:
+        """Forgets all mappings; memory still in use by a view goes with the view."""
+        self._mapped.clear()
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return (0, 0, 0)
+    return (found.st_dev, found.st_ino, found.st_size)
