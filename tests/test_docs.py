@@ -1,0 +1,81 @@
+"""The documents are tested: their programs run, and what they list is what there is."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spotckpt import errors
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
+def test_the_readme_is_python(number):
+    ast.parse(PROGRAMS[number])
+
+
+def test_the_readmes_program_runs_and_a_second_start_finds_it_finished(tmp_path):
+    [program] = [program for program in PROGRAMS if "__main__" in program]
+    (tmp_path / "train.py").write_text(program)
+    environment = {
+        **os.environ,
+        "SPOTCKPT_RUNTIME_DIR": str(tmp_path / "rt"),
+        "SPOTCKPT_SPOOL": str(tmp_path / "spool"),
+    }
+
+    def start() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "train.py", "--resume", str(tmp_path / "run"), "--lr", "0.1"]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    first, second = start(), start()
+    assert first.returncode == 0, first.stderr
+    assert "new run" in first.stderr.splitlines()[0]
+    assert second.returncode == 0, second.stderr
+    assert "finished" in second.stderr.splitlines()[0]
+
+
+def test_every_command_is_documented():
+    shown = subprocess.run(
+        [sys.executable, "-m", "spotckpt", "--help"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    commands = re.findall(r"^  ([a-z]+)  ", shown.partition("Commands:")[2], re.MULTILINE)
+    assert len(commands) >= 7
+    for command in commands:
+        assert f"`spotckpt {command}" in README, f"README.md does not tell of {command}"
+
+
+def test_every_exit_status_is_documented_and_distinct():
+    classes = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__]
+    assert len({kind.exit_status for kind in classes}) == len(classes)
+    for kind in classes:
+        assert re.search(rf"{kind.__name__}\b.* {kind.exit_status}\b", errors.__doc__ or "") or kind.__name__ in (
+            "StopTraining",
+        ), kind.__name__
+
+
+def marked_faults() -> set[int]:
+    numbers: set[int] = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "fault":
+                numbers |= {ast.literal_eval(argument) for argument in node.args}
+    return numbers
+
+
+def test_the_faults_listed_are_those_that_tests_inject():
+    listed = {
+        int(number) for number in re.findall(r"^\| (\d+) \|", (ROOT / "docs/faults.md").read_text(), re.MULTILINE)
+    }
+    assert listed == marked_faults()
