@@ -16,7 +16,7 @@ def boot_id() -> str:
 
 def pid_namespace() -> str:
     """The namespace in which this process's pids mean something, as `pid:[4026531836]`."""
-    return os.readlink("/proc/self/ns/pid")
+    return str(Path("/proc/self/ns/pid").readlink())
 
 
 def start_time(pid: int) -> int | None:

@@ -3,6 +3,31 @@
 A request is `{"op": NAME, "id": N, ...}`; its reply is `{"id": N, "ok": true, ...}` or
 `{"id": N, "error": CLASS, "message": ..., "hint": ...}`. An event is `{"event": NAME, ...}`; one that belongs to a
 request still being worked on carries its number as `call`.
+
+| request | fields | reply |
+|---|---|---|
+| `hello` | version, pid, start_time, boot_id | agent_pid, version, notice (as the event, or null) |
+| `open` | uri, selector, settings {stale_after_s, call_timeout_s}, environment {AWS_*}, arguments | attempt, run_id, highest |
+| `base` | uri, snapshot or null, selector, consumed, skipped | |
+| `attach` | uri, attempt, environment | attempt, last_committed |
+| `slot` | uri, size_bytes, step, wait_s (0) | path, data_path, generation, id, size_bytes, slots; or busy, slots |
+| `abort`, `sealed` | uri, generation | |
+| `drain`, `close` | uri, deadline_s or null | committed (id or null), acknowledged; and failure if not |
+| `status` | | agent {...}, notices [...], runs [...] |
+| `notify` | action, in_s or null, kind; or clear (true) | |
+
+| event | fields | sent |
+|---|---|---|
+| `waiting` | call, message | while `open` waits |
+| `progress` | call, uri, id, sent_bytes, total_bytes | while `drain` and `close` upload |
+| `notice` | kind, action, final, seconds_left or null, id, plan, why | when it comes |
+| `committed` | uri, id, acknowledged | |
+| `superseded` | uri, id or null, message | once |
+| `error` | uri, error, message, hint | when an upload fails; it is tried again |
+
+`acknowledged` in the reply to `drain` and `close` says that nothing sealed is left uncommitted; otherwise `failure` is
+{error, message, hint}, to be read with `to_error`. `plan` in the event `notice` is `snapshot` (stage one more as soon
+as you can), `stop` (no time for one: close now) or `continue`.
 """
 
 from __future__ import annotations
