@@ -7,7 +7,7 @@ request still being worked on carries its number as `call`.
 | request | fields | reply |
 |---|---|---|
 | `hello` | version, pid, start_time, boot_id | agent_pid, version, notice (as the event, or null) |
-| `open` | uri, selector, settings {stale_after_s, call_timeout_s}, environment {AWS_*}, arguments | attempt, run_id, highest |
+| `open` | uri, selector, settings {stale_after_s, call_timeout_s}, environment, arguments | attempt, run_id, highest |
 | `base` | uri, snapshot or null, selector, consumed, skipped | |
 | `attach` | uri, attempt, environment | attempt, last_committed |
 | `slot` | uri, size_bytes, step, wait_s (0) | path, data_path, generation, id, size_bytes, slots; or busy, slots |
