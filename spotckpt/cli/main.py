@@ -1,0 +1,101 @@
+"""The `spotckpt` command: finds the verb, runs it, and turns errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import click
+
+from spotckpt import __version__
+from spotckpt.errors import SpotckptError, UsageError
+
+INTERRUPTED_BY_USER = 128 + 2
+NOBODY_READS = 128 + 13
+
+
+class _Verb(NamedTuple):
+    """Where a command lives, and its line in the list, so that the list needs no import of it."""
+
+    module: str
+    summary: str
+
+
+VERBS = {
+    "ls": _Verb("spotckpt.cli.ls", "List the attempts and snapshots of a run."),
+    "show": _Verb("spotckpt.cli.show", "Show what a snapshot holds, without downloading tensors."),
+    "verify": _Verb("spotckpt.cli.verify", "Read whole snapshots and check every digest."),
+    "status": _Verb("spotckpt.cli.agent", "Show what the agent of this machine is doing."),
+    "notify": _Verb("spotckpt.cli.agent", "Tell the agent by hand that the machine will go."),
+    "agent": _Verb("spotckpt.cli.agent", "Run the agent in the foreground."),
+    "demo": _Verb("spotckpt.cli.demo", "Interrupt a real training three ways and prove that nothing is lost."),
+}
+
+_EPILOG = """\b
+Exit statuses:
+  0   done
+  1   the demo found a difference
+  10  bad address or selector      11  bad setting or environment value
+  20  the store failed             21  no such object
+  23  no such bucket               24  denied
+  25  no credentials               26  unavailable
+  27  outcome unknown              28  the store ignores conditions
+  31  corrupt                      32  written by a newer version
+  33  nothing fits the selector    34  nothing can be restored
+  35  over a size limit            40  no agent, or it failed
+  41  staging area                 64  wrong command line
+  130 Ctrl-C
+"""
+
+
+class _Verbs(click.Group):
+    """A group that imports a command when it is run or asked for help, not for the list."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs, in the order of the table."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the verb's module, whose function of that name is the command."""
+        if cmd_name not in VERBS:
+            return None
+        command = getattr(importlib.import_module(VERBS[cmd_name].module), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items()])
+
+
+@click.command(
+    cls=_Verbs, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="spotckpt")
+def cli() -> None:
+    """Checkpoints for PyTorch training on spot instances: atomic, verified, resumed bit for bit."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status."""
+    try:
+        status = cli.main(args=arguments, prog_name="spotckpt", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return UsageError.exit_status
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED_BY_USER
+    except BrokenPipeError:
+        # What is left in the buffer cannot be written either; Python would complain about that at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
+    except SpotckptError as error:
+        # The edge: below it errors keep their type, here each becomes a line and a status.
+        click.echo(f"spotckpt: error: {error}", err=True)
+        return error.exit_status
+    return status if isinstance(status, int) else 0

@@ -1,0 +1,145 @@
+"""The demo's bucket: moto's S3 server as a process, and a look into it past the slow network."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from spotckpt.demo.process import Child, Output, wait_until
+from spotckpt.errors import UsageError
+
+BUCKET = "demo"
+RUN = "run"
+URI = f"s3://{BUCKET}/{RUN}"
+_START_TIMEOUT_S = 30.0
+_KINDS = {"packs": "pack", "snapshots": "snapshot", "attempts": "attempt record"}
+
+
+def aws_environment(port: int) -> dict[str, str]:
+    """This process' environment, with access to the server on that port and to no other account, file or proxy."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("AWS_", "SPOTCKPT_")) and not name.lower().endswith("_proxy")
+    }
+    return kept | {
+        "AWS_ACCESS_KEY_ID": "demo",
+        "AWS_SECRET_ACCESS_KEY": "demo",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+
+
+def require_extra() -> None:
+    """Checks that moto's server is installed.
+
+    Raises:
+        UsageError: it is not.
+    """
+    try:
+        import moto.server  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"the demo needs moto's S3 server ({error})", hint='install it with: pip install "spotckpt[demo]"'
+        ) from error
+
+
+class Bucket:
+    """An S3 server on a free port of 127.0.0.1 with one bucket in it. In memory: it forgets when it stops."""
+
+    def __init__(self, log_path: Path) -> None:
+        self._server = Child("bucket", log_path=log_path)
+        self.port = 0
+        self._s3: Any = None
+
+    def start(self) -> None:
+        """Returns when the bucket is there."""
+        environment = aws_environment(0) | {"PYTHONUNBUFFERED": "1"}
+        output = Output()
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+        self._server.start(command, environment=environment, on_line=output.add)
+        line = wait_until(
+            "the S3 server's port",
+            lambda: output.find(r"Running on http://127\.0\.0\.1:(\d+)"),
+            _START_TIMEOUT_S,
+            alive=[self._server],
+        )
+        self.port = int(line[1])
+        self._s3 = _client(self.port)
+        self._s3.create_bucket(Bucket=BUCKET)
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._server.pid
+
+    def stop(self) -> None:
+        """Ends the server."""
+        self._server.kill()
+
+    def snapshots(self, attempt: int) -> list[str]:
+        """Ids of the snapshots that the attempt committed, in order."""
+        return sorted(
+            match[1] for key in self._keys() if (match := re.search(rf"/snapshots/(a{attempt:04d}-[^/]+)\.json$", key))
+        )
+
+    def base(self, attempt: int) -> str | None:
+        """The snapshot that the attempt continues; None when it has recorded none."""
+        key = f"{RUN}/attempts/{attempt:04d}.base.json"
+        if key not in self._keys():
+            return None
+        record = json.loads(self._s3.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+        snapshot = record["body"]["snapshot"]
+        return snapshot if isinstance(snapshot, str) else None
+
+    def incomplete(self) -> list[tuple[str, int]]:
+        """Key and bytes so far of every multipart upload that is neither completed nor aborted."""
+        uploads = self._s3.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
+        return [(upload["Key"], self._uploaded(upload)) for upload in uploads]
+
+    def describe(self) -> str:
+        """What the bucket holds, in a line."""
+        sizes = self._keys()
+        kinds = Counter(key.split("/")[1] for key in sizes if not key.endswith("run.json"))
+        packs = sum(size for key, size in sizes.items() if key.endswith(".safetensors"))
+        text = f"holds {kinds['snapshots']} committed snapshots, {packs / 2**20:.1f} MiB of packs"
+        for key, done in self.incomplete():
+            text += f", and an INCOMPLETE upload of {key.removeprefix(f'{RUN}/')} ({done / 2**20:.0f} MiB of it so far)"
+        return text
+
+    def copy_to(self, directory: Path) -> None:
+        """Downloads every object."""
+        for key in self._keys():
+            path = directory / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._s3.download_file(BUCKET, key, str(path))
+
+    def _keys(self) -> dict[str, int]:
+        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+        return {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
+
+    def _uploaded(self, upload: Any) -> int:
+        listed = self._s3.list_parts(Bucket=BUCKET, Key=upload["Key"], UploadId=upload["UploadId"])
+        return sum(part["Size"] for part in listed.get("Parts", []))
+
+
+def _client(port: int) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        aws_access_key_id="demo",
+        aws_secret_access_key="demo",
+        region_name="us-east-1",
+        config=Config(proxies={}, retries={"mode": "standard"}, s3={"addressing_style": "path"}),
+    )

@@ -1,0 +1,138 @@
+"""The demo's child processes: their lines as they come, and their end by pid."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from spotckpt.errors import SpotckptError
+
+T = TypeVar("T")
+_POLL_S = 0.02
+_LAST_LINES = 20
+
+
+class DemoFailed(SpotckptError):
+    """The demo did not go as it should; a finding, not a difference."""
+
+
+class Output:
+    """Collects lines and finds one by pattern."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=1000)
+
+    def add(self, line: str) -> None:
+        """One more line."""
+        self._lines.append(line)
+
+    def find(self, pattern: str) -> re.Match[str] | None:
+        """The first line that matches."""
+        return next((match for line in tuple(self._lines) if (match := re.search(pattern, line))), None)
+
+
+class Child:
+    """A process with its output on a pipe, line by line to `on_line` and whole to a file.
+
+    It leads a session of its own: Ctrl-C at the terminal reaches the demo only, which then ends its children itself.
+    """
+
+    def __init__(self, name: str, *, log_path: Path) -> None:
+        self.name = name
+        self.log_path = log_path
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 before the start."""
+        return self._process.pid if self._process else 0
+
+    def start(self, command: Sequence[str], *, environment: Mapping[str, str], on_line: Callable[[str], None]) -> None:
+        """Starts it and a thread that reads it."""
+        process = subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._process = process
+        self._reader = threading.Thread(target=self._read, args=(process, on_line), name=self.name, daemon=True)
+        self._reader.start()
+
+    def poll(self) -> int | None:
+        """Its exit status as `Popen` has it, or None while it runs."""
+        return self._process.poll() if self._process else None
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit status, once it has ended and all it said is read.
+
+        Raises:
+            DemoFailed: it still runs after that time.
+        """
+        assert self._process is not None, "wait before start"
+        try:
+            status = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise DemoFailed(f"{self.name} still runs after {timeout_s:g} s; its last lines:\n{self.tail()}") from error
+        self._join()
+        return status
+
+    def kill(self) -> None:
+        """SIGKILL to exactly this process, if it still runs."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._join()
+
+    def tail(self) -> str:
+        """The last lines that it said."""
+        lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
+        return "\n".join(lines[-_LAST_LINES:])
+
+    def _join(self) -> None:
+        # Bounded: a grandchild may hold the pipe open longer than its parent lived.
+        if self._reader is not None:
+            self._reader.join(timeout=2.0)
+
+    def _read(self, process: subprocess.Popen[str], on_line: Callable[[str], None]) -> None:
+        assert process.stdout is not None, "stdout is a pipe"
+        with process.stdout, self.log_path.open("a") as log:
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                on_line(line.rstrip("\n"))
+
+
+def wait_until(what: str, ask: Callable[[], T | None], timeout_s: float, *, alive: Iterable[Child] = ()) -> T:
+    """The first answer that is true, asking again and again.
+
+    Raises:
+        DemoFailed: none came in time, or one of the processes that must be alive is not.
+    """
+    end = time.monotonic() + timeout_s
+    while True:
+        if answer := ask():
+            return answer
+        for child in alive:
+            if child.poll() is not None:
+                raise DemoFailed(
+                    f"{child.name} ended with status {child.poll()} before {what}; its last lines:\n{child.tail()}"
+                )
+        if time.monotonic() > end:
+            raise DemoFailed(f"no sign of {what} after {timeout_s:g} s")
+        time.sleep(_POLL_S)

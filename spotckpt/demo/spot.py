@@ -1,0 +1,34 @@
+"""The same training with spotckpt, on machines that go away; nothing here prepares for being killed.
+
+The decorator, `track`, `run.epochs`, `run.batches` and `run.log` are all that differs.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import fmean
+
+import spotckpt
+from spotckpt.demo.task import EPOCHS, build, evaluate, parse_arguments, report, save_end_state, step
+
+
+@spotckpt.resumable(every="25 steps", stale_after="20s")
+def train(run: spotckpt.Run, *, seed: int, out: Path, pace: float) -> None:
+    """Trains, from the start or from where an earlier machine stopped."""
+    model, optimizer, scheduler, loader, valid = build(seed)
+    run.track(model=model, optimizer=optimizer, scheduler=scheduler)
+    train_loss, valid_loss = run.history["train"]["loss"], run.history["valid"]["loss"]
+    for _ in run.epochs(EPOCHS):
+        for images, labels in run.batches(loader):
+            run.log("train", loss=step(model, optimizer, images, labels))
+            time.sleep(pace)  # so that there is something to watch; it changes no number
+        run.log("valid", loss=evaluate(model, valid))
+        scheduler.step(fmean(train_loss[-len(loader) :]))
+        report(train_loss, valid_loss, optimizer)
+    save_end_state(out, model, optimizer, scheduler, {"train": train_loss, "valid": valid_loss})
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    train(seed=arguments.seed, out=arguments.out, pace=arguments.pace)
