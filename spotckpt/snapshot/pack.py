@@ -1,0 +1,188 @@
+"""Packs: tensor bytes in one object that is a valid safetensors file.
+
+A safetensors file is an 8-byte little-endian header length, a JSON header, and the data section without holes
+(https://github.com/huggingface/safetensors#format).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spotckpt.errors import Corrupt, EncodeError, LimitExceeded
+
+MAX_HEADER_BYTES = 100_000_000
+"""What the safetensors library reads at most."""
+
+MAX_TENSORS = 1_000_000
+MAX_TENSOR_BYTES = 1 << 50
+MAX_DIMENSIONS = 64
+
+ITEM_BYTES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "F8_E4M3FNUZ": 1,
+    "F8_E5M2FNUZ": 1,
+    "I16": 2,
+    "U16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "I32": 4,
+    "U32": 4,
+    "F32": 4,
+    "I64": 8,
+    "U64": 8,
+    "F64": 8,
+    "C64": 8,
+    "C128": 16,
+}
+"""Bytes of an element by dtype name. The names are safetensors', but for C128, which it lacks."""
+
+
+def stored_as(dtype: str, shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+    """Dtype and shape in the safetensors header: C128 is F64 with a last axis of 2 (real, imaginary)."""
+    return ("F64", (*shape, 2)) if dtype == "C128" else (dtype, tuple(shape))
+
+
+def size_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor.
+
+    Raises:
+        LimitExceeded: an unknown dtype, a dimension or a size over the cap.
+    """
+    if dtype not in ITEM_BYTES:
+        raise LimitExceeded(f"dtype {dtype!r} is not known", hint="a newer spotckpt may read it")
+    if len(shape) > MAX_DIMENSIONS or any(not 0 <= side < 1 << 62 for side in shape):
+        raise LimitExceeded(f"shape {list(shape)[:8]} is over the cap", hint="it was not written by us")
+    # zero-sized tensors count with their other sides, or [2**40, 0] would pass and overflow a reader's strides
+    if math.prod(side or 1 for side in shape) * ITEM_BYTES[dtype] > MAX_TENSOR_BYTES:
+        raise LimitExceeded(f"a tensor of shape {list(shape)} is over the cap", hint="it was not written by us")
+    return math.prod(shape) * ITEM_BYTES[dtype]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor lies in a pack.
+
+    Attributes:
+        offsets: for each entry given, in that order, its place from the start of the data section.
+        order: the entries' indices in the order of their places.
+        data_bytes: length of the data section.
+        header: everything before it: the pack is `header + data`.
+    """
+
+    offsets: tuple[int, ...]
+    order: tuple[int, ...]
+    data_bytes: int
+    header: bytes
+
+
+def layout(entries: Sequence[tuple[str, str, Sequence[int]]]) -> Layout:
+    """Lays out tensors given as (name, dtype, shape); a pure function, so that it can be done again.
+
+    Large items come first, so every tensor is aligned to its item size; the data section starts at a multiple of 8.
+
+    Raises:
+        EncodeError: a name twice, or one that is no UTF-8 text.
+        LimitExceeded: a tensor or the header over the cap.
+    """
+    sizes = [size_bytes(dtype, shape) for _, dtype, shape in entries]
+    order = sorted(range(len(entries)), key=lambda i: (-ITEM_BYTES[stored_as(*entries[i][1:])[0]], i))
+    offsets, place, header = [0] * len(entries), 0, {}
+    for index in order:
+        name, dtype, shape = entries[index]
+        if name in header or name == "__metadata__":
+            raise EncodeError(f"{name}: two tensors of this name", hint="rename one")
+        stored, stored_shape = stored_as(dtype, shape)
+        offsets[index] = place
+        header[name] = {
+            "dtype": stored,
+            "shape": list(stored_shape),
+            "data_offsets": [place, place + sizes[index]],
+        }
+        place += sizes[index]
+    return Layout(tuple(offsets), tuple(order), place, _header_bytes(header))
+
+
+def _header_bytes(header: dict[str, Any]) -> bytes:
+    try:
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise EncodeError(f"a tensor's name is not text: {error.object!r:.80}", hint="rename it") from error
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise LimitExceeded(f"the header of {len(header)} tensors is over 100 MB", hint="track fewer tensors")
+    return len(text).to_bytes(8, "little") + text
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a safetensors header describes it; `start` and `end` count from the start of the data section."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def header_length(data: bytes, *, key: str) -> int:
+    """Bytes before the data section, told by the first 8 bytes of a pack.
+
+    Raises:
+        Corrupt: fewer than 8 bytes.
+        LimitExceeded: a header over the cap.
+    """
+    if len(data) < 8:
+        raise Corrupt(f"{key} is too short for a pack", hint="use another snapshot")
+    length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise LimitExceeded(f"{key} declares a header of {length} bytes", hint="it was not written by us")
+    return 8 + length
+
+
+def read_header(data: bytes, *, key: str) -> tuple[Stored, ...]:
+    """The tensors of a pack, by place, from its first `header_length` bytes.
+
+    Raises:
+        Corrupt: not a header, sizes that do not fit the shapes, holes or overlaps.
+        LimitExceeded: a header, tensor or number of tensors over the cap.
+    """
+    if header_length(data, key=key) != len(data):
+        raise Corrupt(f"{key}: the header is cut short", hint="use another snapshot")
+    try:
+        body = json.loads(data[8:])
+    except (ValueError, RecursionError) as error:
+        raise Corrupt(f"{key}: the header is not JSON: {error}", hint="use another snapshot") from error
+    if type(body) is not dict or len(body) > MAX_TENSORS:
+        raise Corrupt(f"{key}: the header is not an object of tensors", hint="use another snapshot")
+    body.pop("__metadata__", None)
+    found = sorted((_stored(name, entry, key) for name, entry in body.items()), key=lambda one: (one.start, one.end))
+    place = 0
+    for one in found:
+        if one.start != place:
+            raise Corrupt(f"{key}: hole or overlap at {one.name}", hint="use another snapshot")
+        place = one.end
+    return tuple(found)
+
+
+def _stored(name: str, entry: Any, key: str) -> Stored:
+    def sizes(field: str) -> tuple[int, ...]:
+        values = entry.get(field)
+        if type(values) is not list or any(type(value) is not int or value < 0 for value in values):
+            raise Corrupt(f"{key}: {field} of {name} is wrong", hint="use another snapshot")
+        return tuple(values)
+
+    if type(entry) is not dict or type(entry.get("dtype")) is not str:
+        raise Corrupt(f"{key}: {name} is not a tensor", hint="use another snapshot")
+    shape, place = sizes("shape"), sizes("data_offsets")
+    if len(place) != 2 or place[1] - place[0] != size_bytes(entry["dtype"], shape):
+        raise Corrupt(f"{key}: {name} does not fill its place", hint="use another snapshot")
+    return Stored(name, entry["dtype"], shape, *place)

@@ -1,0 +1,254 @@
+"""The small records under `run.json` and `attempts/`: run, claim, base, heartbeat."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from spotckpt.snapshot.envelope import unwrap, wrap
+from spotckpt.snapshot.fields import Fields
+from spotckpt.snapshot.keys import RUN_KEY, SnapshotId, base_key, claim_key, heartbeat_key
+
+MAX_RECORD_BYTES = 64 * 1024
+
+
+def new_nonce() -> str:
+    """16 random hex digits, so that a record is unique to its writer."""
+    return secrets.token_hex(8)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """`run.json`: written once, by whoever opens the run first.
+
+    Attributes:
+        run_id: 16 hex digits; every manifest repeats it.
+        created: seconds since the epoch by the writer's clock, for showing.
+        tags: whatever the user put there.
+    """
+
+    run_id: str
+    created: float
+    nonce: str = field(default_factory=new_nonce)
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """The object's bytes."""
+        return wrap(
+            {"run_id": self.run_id, "created": self.created, "nonce": self.nonce, "tags": dict(self.tags)},
+            limit_bytes=MAX_RECORD_BYTES,
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, key: str = RUN_KEY) -> RunRecord:
+        """Reads the object. Raises as `unwrap` does."""
+        fields = Fields(unwrap(data, key=key, limit_bytes=MAX_RECORD_BYTES), key)
+        return cls(fields.text("run_id"), fields.seconds("created"), fields.text("nonce"), fields.mapping("tags"))
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds an attempt: enough to tell on the same boot whether it is gone.
+
+    Attributes:
+        host: the host's name, for showing.
+        instance: the cloud's name of the machine, or empty.
+        boot_id: the kernel's random id of this boot.
+        pid_namespace: as in `pid:[4026531836]`; process ids mean something only within it.
+        agent_pid: 0 if there is none.
+        agent_start: start time in clock ticks since boot, field 22 of /proc/PID/stat (proc(5)); it tells a process
+            from a later one that got the same id.
+        trainer_pid: 0 if there is none.
+        trainer_start: as `agent_start`.
+    """
+
+    host: str = ""
+    instance: str = ""
+    boot_id: str = ""
+    pid_namespace: str = ""
+    agent_pid: int = 0
+    agent_start: int = 0
+    trainer_pid: int = 0
+    trainer_start: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a claim."""
+        return asdict(self)
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Holder:
+        """Reads it out of a claim."""
+        names = ("host", "instance", "boot_id", "pid_namespace")
+        numbers = ("agent_pid", "agent_start", "trainer_pid", "trainer_start")
+        return cls(*(fields.text(name) for name in names), *(fields.count(name) for name in numbers))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`attempts/0003.json`: put if absent, never changed, never deleted. It makes its writer the owner of the run.
+
+    Attributes:
+        attempt: its number, from 1, without gaps.
+        nonce: tells our own claim, landed without an answer, from another's.
+        created: seconds since the epoch by the writer's clock, for showing.
+        holder: who claims.
+        selector: what the attempt was told to resume from, as in `step=1200`; `newest` if nothing.
+        arguments: the run's arguments, JSON values; for showing.
+    """
+
+    attempt: int
+    nonce: str
+    created: float
+    holder: Holder
+    selector: str = "newest"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """The object's bytes."""
+        return wrap(
+            {
+                "attempt": self.attempt,
+                "nonce": self.nonce,
+                "created": self.created,
+                "holder": self.holder.to_json(),
+                "selector": self.selector,
+                "arguments": dict(self.arguments),
+            },
+            limit_bytes=MAX_RECORD_BYTES,
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, key: str) -> Claim:
+        """Reads the object at `key`. Raises as `unwrap` does, and Corrupt if it belongs at another key."""
+        fields = Fields(unwrap(data, key=key, limit_bytes=MAX_RECORD_BYTES), key)
+        attempt = fields.count("attempt", least=1)
+        if claim_key(attempt) != key:
+            raise fields.corrupt(f"it is the claim of attempt {attempt}")
+        return cls(
+            attempt,
+            fields.text("nonce"),
+            fields.seconds("created"),
+            Holder.from_fields(Fields(fields.mapping("holder"), key)),
+            fields.text("selector"),
+            fields.mapping("arguments"),
+        )
+
+
+@dataclass(frozen=True)
+class Base:
+    """`attempts/0003.base.json`: what the attempt continues; put if absent before its first commit.
+
+    It has no nonce: only the claim's winner writes it, and writing the same again after a restart is no conflict.
+
+    Attributes:
+        attempt: whose base.
+        snapshot: what it continues, of an earlier attempt; None is a start from scratch.
+        selector: the selector that led there.
+        consumed: selectors that this lineage has followed already; told again they mean the newest.
+        skipped: ids that were preferred but could not be restored.
+    """
+
+    attempt: int
+    snapshot: str | None
+    selector: str = "newest"
+    consumed: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> SnapshotId | None:
+        """`snapshot`, parsed."""
+        return None if self.snapshot is None else SnapshotId.parse(self.snapshot)
+
+    def to_bytes(self) -> bytes:
+        """The object's bytes."""
+        return wrap(
+            {
+                "attempt": self.attempt,
+                "snapshot": self.snapshot,
+                "selector": self.selector,
+                "consumed": list(self.consumed),
+                "skipped": list(self.skipped),
+            },
+            limit_bytes=MAX_RECORD_BYTES,
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, key: str) -> Base:
+        """Reads the object at `key`. A base that is not of an earlier attempt is Corrupt, so chains always end."""
+        fields = Fields(unwrap(data, key=key, limit_bytes=MAX_RECORD_BYTES), key)
+        attempt = fields.count("attempt", least=1)
+        snapshot = fields.maybe_snapshot("snapshot")
+        if base_key(attempt) != key:
+            raise fields.corrupt(f"it is the base of attempt {attempt}")
+        if snapshot is not None and snapshot.attempt >= attempt:
+            raise fields.corrupt(f"it names {snapshot}, which is not of an earlier attempt")
+        return cls(
+            attempt,
+            None if snapshot is None else str(snapshot),
+            fields.text("selector"),
+            fields.texts("consumed"),
+            fields.texts("skipped"),
+        )
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """`attempts/0003.heartbeat.json`: the only record that is overwritten, and never twice with the same bytes.
+
+    Attributes:
+        attempt: whose.
+        count: grows by one with each.
+        time: seconds since the epoch by the writer's clock, for showing.
+        released: the attempt is over and commits nothing more.
+        last_committed: its newest acknowledged snapshot.
+        holder: who beats, when another agent took over from the one that claimed.
+    """
+
+    attempt: int
+    count: int
+    time: float
+    released: bool = False
+    last_committed: str | None = None
+    nonce: str = field(default_factory=new_nonce)
+    holder: Holder | None = None
+
+    @property
+    def last_id(self) -> SnapshotId | None:
+        """`last_committed`, parsed."""
+        return None if self.last_committed is None else SnapshotId.parse(self.last_committed)
+
+    def to_bytes(self) -> bytes:
+        """The object's bytes."""
+        return wrap(
+            {
+                "attempt": self.attempt,
+                "count": self.count,
+                "time": self.time,
+                "released": self.released,
+                "last_committed": self.last_committed,
+                "nonce": self.nonce,
+                "holder": None if self.holder is None else self.holder.to_json(),
+            },
+            limit_bytes=MAX_RECORD_BYTES,
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, key: str) -> Heartbeat:
+        """Reads the object at `key`. Raises as `unwrap` does."""
+        fields = Fields(unwrap(data, key=key, limit_bytes=MAX_RECORD_BYTES), key)
+        attempt = fields.count("attempt", least=1)
+        last = fields.maybe_snapshot("last_committed")
+        if heartbeat_key(attempt) != key or (last is not None and last.attempt != attempt):
+            raise fields.corrupt(f"it is the heartbeat of attempt {attempt}, last committed {last}")
+        holder = fields.body.get("holder")
+        return cls(
+            attempt,
+            fields.count("count"),
+            fields.seconds("time"),
+            fields.flag("released"),
+            None if last is None else str(last),
+            fields.text("nonce"),
+            None if holder is None else Holder.from_fields(Fields(holder, key)),
+        )
