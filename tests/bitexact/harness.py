@@ -1,0 +1,210 @@
+"""Trains a case in processes of its own: once plainly, and once on a spot machine that is taken away again and again.
+
+A kill is a SIGKILL to everything of that machine at once: trainer, private agent, DataLoader workers. They are found
+by the runtime directory in their environment, which is new for each life, and so is the spool: the bucket survives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.bitexact.bucket import Bucket
+from tests.bitexact.cases import CASES
+from tests.bitexact.outcome import Dump
+
+PATIENCE_S = 50.0
+"""Less than the time after which a silent attempt is stale: waiting for that would fail here."""
+
+_FOREIGN = ("SPOTCKPT_", "SPOT_TEST_", "AWS_", "COV_", "PYTEST_")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a case is run on the spot machine.
+
+    Attributes:
+        every: the run's setting; as often as possible.
+        delay_s: how long each batch lasts at least.
+        open_run: enter by the context manager instead of the decorator.
+        environment: for every spot process.
+    """
+
+    every: str = "1 steps"
+    delay_s: float = 0.02
+    open_run: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class Life:
+    """One process of the spot training, with a runtime directory and a spool of its own."""
+
+    def __init__(self, number: int, folder: Path, command: list[str], environment: dict[str, str]) -> None:
+        self.number, self.folder = number, folder
+        self.runtime = folder / "runtime"
+        self._trace = folder / "trace.json"
+        for path in (self.runtime, folder / "spool"):
+            path.mkdir(parents=True, mode=0o700)
+        own = {"SPOTCKPT_RUNTIME_DIR": self.runtime, "SPOTCKPT_SPOOL": folder / "spool", "SPOT_TEST_TRACE": self._trace}
+        with (folder / "stderr").open("wb") as stderr:
+            self.process = subprocess.Popen(
+                command, env=environment | {name: str(path) for name, path in own.items()}, stdout=stderr, stderr=stderr
+            )
+
+    @property
+    def said(self) -> str:
+        """What it wrote to its standard error."""
+        return (self.folder / "stderr").read_text(errors="replace")
+
+    @property
+    def trace(self) -> dict[str, Any] | None:
+        """Where its training went on; None until it has begun a batch."""
+        return json.loads(self._trace.read_text()) if self._trace.exists() else None
+
+    @property
+    def went_on_in_mid_epoch(self) -> bool:
+        """Whether its first batch was neither the training's first nor the first of an epoch."""
+        return self.trace is not None and self.trace["resumed_from"] is not None and self.trace["batch"] > 0
+
+    def members(self) -> dict[int, str]:
+        """The command line of every living process of this machine, by pid."""
+        mark = f"SPOTCKPT_RUNTIME_DIR={self.runtime}\0".encode()
+        found = {}
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:  # it ended, or it is not ours
+                continue
+        return found
+
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        """Polls until the condition holds; the process must not end before."""
+        until = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before {what}:\n{self.said}"
+            assert time.monotonic() < until, f"no {what} within {PATIENCE_S:.0f} s:\n{self.said}"
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """SIGKILL to all of the machine, until nothing is left of it."""
+        members = self.members()
+        assert self.process.poll() is None, (
+            f"ended with {self.process.returncode} before it could be killed:\n{self.said}"
+        )
+        assert any("spotckpt.agent" in line for line in members.values()), f"no agent to kill: {members}"
+        while members:
+            for pid in members:
+                _kill(pid)
+            self.process.wait(PATIENCE_S)
+            members = self.members()
+
+    def finish(self) -> None:
+        """Waits for the end of the training, which must be a good one."""
+        try:
+            status = self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"did not finish within {PATIENCE_S:.0f} s:\n{self.said}") from None
+        assert status == 0, f"ended with {status}:\n{self.said}"
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+class Trial:
+    """A case, its plain training and its spot training.
+
+    Args:
+        case: its name.
+        uri: where the spot training's run lives.
+        folder: for everything else.
+        seed: of the kills; printed.
+        options: of the spot processes.
+    """
+
+    def __init__(self, case: str, uri: str, folder: Path, *, seed: int, options: Options | None = None) -> None:
+        self.case, self.uri, self.folder = case, uri, folder
+        self.options = options or Options()
+        self.bucket = Bucket(uri, self.options.environment)
+        self.num_batches = CASES[case].num_batches
+        self.lives: list[Life] = []
+        self.chance = random.Random(seed)
+        print(f"{case}: seed {seed}, {uri}")  # pytest shows it when the test fails
+
+    def train_plainly(self) -> Dump:
+        """The reference: one process, no spotckpt."""
+        done = subprocess.run(
+            self._command("plain", self.folder / "plain"),
+            env=_environment({}),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_S,
+        )
+        assert done.returncode == 0, done.stderr
+        return Dump.read(self.folder / "plain")
+
+    def train_on_spot(self, *, kills: int = 3) -> Dump:
+        """Takes the machine away at random moments all over the training, and once at least in mid-epoch."""
+        life = self.start()
+        while len(self.lives) <= kills or not any(life.went_on_in_mid_epoch for life in self.lives):
+            assert len(self.lives) < kills + 4, "never resumed in mid-epoch"
+            share = min(len(self.lives) - 1 + self.chance.random(), kills) / (kills + 1)
+            self.wait_for_commit(life, round(share * self.num_batches))
+            time.sleep(self.chance.uniform(0, 2 * self.options.delay_s))
+            life = self.replace(life)
+        return self.finish(life)
+
+    def start(self, **environment: str) -> Life:
+        """A new process on a new machine; all but the first are built from another seed than the plain training's."""
+        number = len(self.lives) + 1
+        own = {"SPOT_TEST_DELAY": str(self.options.delay_s), "SPOT_TEST_SEED": str(6 + number)}
+        command = self._command("spot", self.folder / "spot")
+        command += ["--uri", self.uri, "--every", self.options.every, *["--open-run"] * self.options.open_run]
+        environment = _environment(self.options.environment | own | environment)
+        self.lives.append(Life(number, self.folder / f"life{number}", command, environment))
+        return self.lives[-1]
+
+    def replace(self, life: Life, **environment: str) -> Life:
+        """Takes the machine away and starts on another one, which must go on from the newest commit or a later one."""
+        newest = max(self.bucket.snapshots(), default=None)
+        life.kill()
+        heir = self.start(**environment)
+        heir.wait_for(lambda: heir.trace is not None, "first batch")
+        base = self.bucket.base(self.bucket.attempts()[-1])
+        assert newest is None or (base is not None and base >= newest), f"{newest} was committed, resumed from {base}"
+        assert heir.trace is not None and heir.trace["step"] == (base.step if base else 0), f"{heir.trace} from {base}"
+        return heir
+
+    def wait_for_commit(self, life: Life, step: int) -> None:
+        """Until it has committed a snapshot itself, and one of that step or a later one is there."""
+        life.wait_for(lambda: self._has_committed(life, step), f"commit of step {step}")
+
+    def finish(self, life: Life) -> Dump:
+        """Lets it train to its end, and returns what it left behind."""
+        life.finish()
+        return Dump.read(self.folder / "spot")
+
+    def _has_committed(self, life: Life, step: int) -> bool:
+        newest = max(self.bucket.snapshots(), default=None)
+        return newest is not None and newest.attempt == life.number and newest.step >= step
+
+    def _command(self, mode: str, out: Path) -> list[str]:
+        return [sys.executable, "-m", "tests.bitexact.worker", self.case, mode, "--out", str(out)]
+
+
+def _environment(own: dict[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    return kept | own
