@@ -1,4 +1,4 @@
-"""What the rest of spotckpt knows of a bucket: seven verbs on keys below one root.
+"""What the rest of spotckpt knows of a bucket: a few verbs on keys below one root.
 
 A `Store` is rooted at a run's URI, so keys are relative (`attempts/0003.json`). It knows nothing of snapshots.
 """
@@ -6,13 +6,16 @@ A `Store` is rooted at a run's URI, so keys are relative (`attempts/0003.json`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from spotckpt.deadline import Deadline
-from spotckpt.errors import AlreadyExists, NotFound
+from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
+from spotckpt.errors import AlreadyExists, LimitExceeded, NotFound, OutcomeUnknown, StoreError
 
 Buffer = bytes | bytearray | memoryview
+MIB = 2**20
+TEMPORARY = ".tmp-"
+"""How the names of unfinished local files start; no key may have a part that starts so."""
 Progress = Callable[[int], None]
 """Called with the number of bytes that have just been confirmed; raising in it gives the transfer up."""
 
@@ -30,6 +33,16 @@ class Store(ABC):
     """Bytes by key. Every verb ends by its deadline; None means `Settings.call_timeout_s` from now."""
 
     uri: str
+    call_timeout_s: float = 60.0
+    clock: Clock = SYSTEM_CLOCK
+
+    def until(self, deadline: Deadline | None, *, size_bytes: int = 0) -> Deadline:
+        """The caller's deadline; without one, `call_timeout_s` from now and a second more per MiB to transfer."""
+        return deadline or Deadline.after(self.call_timeout_s + size_bytes / MIB, self.clock)
+
+    def close(self) -> None:
+        """Lets go of connections. The store may be used again: it connects anew."""
+        return
 
     @abstractmethod
     def create(self, key: str, data: bytes, *, deadline: Deadline | None = None) -> None:
@@ -50,14 +63,26 @@ class Store(ABC):
 
         Raises:
             AlreadyExists: other bytes are there.
+            OutcomeUnknown: no answer came, or what is there could not be read back.
         """
         try:
             self.create(key, data, deadline=deadline)
-        except AlreadyExists:
-            if self.read(key, limit_bytes=max(len(data), 1), deadline=deadline) != data:
-                raise
+        except AlreadyExists as conflict:
+            if not self._holds(key, data, deadline=deadline):
+                raise conflict
             return False
         return True
+
+    def _holds(self, key: str, data: bytes, *, deadline: Deadline | None) -> bool:
+        # What is there may be ours, from a try whose answer was lost: unreadable must not be taken for foreign.
+        try:
+            return self.read(key, limit_bytes=max(len(data), 1), deadline=deadline) == data
+        except LimitExceeded:
+            return False
+        except StoreError as error:
+            raise OutcomeUnknown(
+                "put_if_absent", error.key, f"an object is there, which may be our own: {error.cause}", hint=error.hint
+            ) from error
 
     @abstractmethod
     def put(
@@ -122,3 +147,44 @@ class Store(ABC):
     @abstractmethod
     def delete(self, keys: Iterable[str], *, deadline: Deadline | None = None) -> None:
         """Deletes the objects; those that are not there are no error."""
+
+
+def check_key(key: str) -> str:
+    """The key itself, when it cannot lead outside of the root.
+
+    Raises:
+        ValueError: it is empty, absolute, has an empty, `.` or `..` part, a NUL, a backslash or a temporary's name.
+    """
+    parts = key.split("/")
+    if "\0" in key or "\\" in key or any(part in ("", ".", "..") or part.startswith(TEMPORARY) for part in parts):
+        raise ValueError(f"{key!r} is no key of a store")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """The prefix itself: a key, a key with a slash at its end, or nothing."""
+    if prefix:
+        check_key(prefix.removesuffix("/"))
+    return prefix
+
+
+def pieces(data: Sequence[Buffer], size_bytes: int) -> Iterator[list[memoryview]]:
+    """Cuts the concatenated buffers into pieces of that size, the last one shorter, without copying."""
+    piece: list[memoryview] = []
+    room = size_bytes
+    for buffer in data:
+        rest = memoryview(buffer).cast("B")
+        while len(rest):
+            piece.append(rest[:room])
+            room -= len(piece[-1])
+            rest = rest[len(piece[-1]) :]
+            if not room:
+                yield piece
+                piece, room = [], size_bytes
+    if piece:
+        yield piece
+
+
+def size_of(data: Sequence[Buffer]) -> int:
+    """The number of bytes in the buffers together."""
+    return sum(memoryview(buffer).nbytes for buffer in data)

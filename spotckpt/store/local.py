@@ -1,0 +1,260 @@
+"""A directory as a store, as durable as its file system.
+
+A file is written under a temporary name, synced, and only then linked (`create`) or renamed (`put`) to its own, and
+its directory synced. `link` fails if the name is taken, so creation is exclusive between processes; fsspec's own
+exclusive mode checks first and writes later, which two writers can both pass.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from stat import S_ISREG
+
+from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
+from spotckpt.errors import Denied, LimitExceeded, NotFound, OutcomeUnknown, StoreError, Unavailable
+from spotckpt.store.base import (
+    MIB,
+    TEMPORARY,
+    Buffer,
+    Progress,
+    Stat,
+    Store,
+    check_key,
+    check_prefix,
+    pieces,
+    size_of,
+)
+from spotckpt.store.translate import from_os_error
+
+_PIECE_BYTES = 8 * MIB
+
+
+class LocalStore(Store):
+    """Objects are the regular files below `root`, which is made at the first write."""
+
+    def __init__(self, root: str, *, call_timeout_s: float = 60.0, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.root = Path(root).absolute()
+        self.uri = f"file://{self.root}"
+        self.call_timeout_s = call_timeout_s
+        self.clock = clock
+
+    def create(self, key: str, data: bytes, *, deadline: Deadline | None = None) -> None:
+        """See `Store.create`."""
+        path = self._path("create", key)
+        with self._temporary("create", path, [data], deadline=self.until(deadline)) as temporary:
+            with self._translated("create", path):
+                os.link(temporary, path)
+            self._sync_name("create", path)
+
+    def put(
+        self,
+        key: str,
+        data: Sequence[Buffer],
+        *,
+        deadline: Deadline | None = None,
+        progress: Progress | None = None,
+    ) -> Stat:
+        """See `Store.put`."""
+        path = self._path("put", key)
+        deadline = self.until(deadline, size_bytes=size_of(data))
+        with self._temporary("put", path, data, deadline=deadline, progress=progress) as temporary:
+            with self._translated("put", path):
+                temporary.replace(path)
+            self._sync_name("put", path)
+        found = self.stat(key)
+        if found.size_bytes != size_of(data):
+            raise StoreError("put", str(path), f"{size_of(data)} bytes were written, {found.size_bytes} are there")
+        return found
+
+    def read(self, key: str, *, limit_bytes: int, deadline: Deadline | None = None) -> bytes:
+        """See `Store.read`."""
+        with self._opened("read", key) as descriptor:
+            size_bytes = os.fstat(descriptor).st_size
+            if size_bytes > limit_bytes:
+                raise LimitExceeded(f"{self.uri}/{key} has {size_bytes} bytes, at most {limit_bytes} are expected")
+            return self._read_at(descriptor, key, 0, size_bytes)
+
+    def read_ranges(
+        self,
+        key: str,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        deadline: Deadline | None = None,
+        progress: Progress | None = None,
+    ) -> list[bytes]:
+        """See `Store.read_ranges`. An open file stays the version it was, whatever happens to its name."""
+        deadline = self.until(deadline, size_bytes=sum(length for _, length in ranges))
+        found = []
+        with self._opened("read_ranges", key) as descriptor:
+            for offset, length in ranges:
+                self._in_time("read_ranges", f"{self.uri}/{key}", deadline)
+                found.append(self._read_at(descriptor, key, offset, length))
+                if progress is not None:
+                    progress(length)
+        return found
+
+    def list(self, prefix: str, *, deadline: Deadline | None = None) -> list[Stat]:
+        """See `Store.list`."""
+        check_prefix(prefix)
+        deadline = self.until(deadline)
+        start = self.root / prefix.rpartition("/")[0]
+        if not prefix.startswith(TEMPORARY) and self._outside(start):
+            return []
+        with self._translated("list", start):
+            found = []
+            for entry in _files(start):
+                self._in_time("list", f"{self.uri}/{prefix}", deadline)
+                key = str(Path(entry.path).relative_to(self.root))
+                if key.startswith(prefix):
+                    with suppress(FileNotFoundError):
+                        found.append(_stat(key, entry.stat(follow_symlinks=False)))
+            return found
+
+    def stat(self, key: str, *, deadline: Deadline | None = None) -> Stat:
+        """See `Store.stat`."""
+        path = self._path("stat", key)
+        with self._translated("stat", path):
+            result = path.stat(follow_symlinks=False)
+        if not S_ISREG(result.st_mode):
+            raise NotFound("stat", str(path), "not a regular file")
+        return _stat(key, result)
+
+    def delete(self, keys: Iterable[str], *, deadline: Deadline | None = None) -> None:
+        """See `Store.delete`. Directories that it leaves empty stay."""
+        deadline = self.until(deadline)
+        for key in keys:
+            path = self._path("delete", key)
+            self._in_time("delete", str(path), deadline)
+            with self._translated("delete", path), suppress(FileNotFoundError, NotADirectoryError):
+                path.unlink()
+
+    def _path(self, operation: str, key: str) -> Path:
+        path = self.root / check_key(key)
+        if self._outside(path.parent):
+            raise Denied(
+                operation, str(path), "a symbolic link leads out of the run's directory", hint="remove the link"
+            )
+        return path
+
+    def _outside(self, directory: Path) -> bool:
+        return not directory.resolve().is_relative_to(self.root.resolve())
+
+    @contextmanager
+    def _translated(self, operation: str, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise from_os_error(error, operation=operation, key=str(path)) from error
+
+    @contextmanager
+    def _temporary(
+        self,
+        operation: str,
+        path: Path,
+        data: Sequence[Buffer],
+        *,
+        deadline: Deadline,
+        progress: Progress | None = None,
+    ) -> Iterator[Path]:
+        temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}")
+        try:
+            with self._translated(operation, path):
+                _make_directory(path.parent)
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            try:
+                for piece in pieces(data, _PIECE_BYTES):
+                    self._in_time(operation, str(path), deadline)
+                    with self._translated(operation, path):
+                        _write_all(descriptor, piece)
+                    if progress is not None:
+                        progress(sum(map(len, piece)))
+                with self._translated(operation, path):
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            yield temporary
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+    def _sync_name(self, operation: str, path: Path) -> None:
+        try:
+            _sync_directory(path.parent)
+        except OSError as error:
+            raise OutcomeUnknown(operation, str(path), f"its directory cannot be synced: {error.strerror}") from error
+
+    @contextmanager
+    def _opened(self, operation: str, key: str) -> Iterator[int]:
+        path = self._path(operation, key)
+        with self._translated(operation, path):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            if not S_ISREG(os.fstat(descriptor).st_mode):
+                raise NotFound(operation, str(path), "not a regular file")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _read_at(self, descriptor: int, key: str, offset: int, length: int) -> bytes:
+        found: list[bytes] = []
+        while length and (chunk := self._pread(descriptor, key, offset, length)):
+            found.append(chunk)
+            offset += len(chunk)
+            length -= len(chunk)
+        if length:
+            raise Unavailable("read", f"{self.uri}/{key}", f"it ends {length} bytes too early")
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    def _pread(self, descriptor: int, key: str, offset: int, length: int) -> bytes:
+        with self._translated("read", self.root / key):
+            return os.pread(descriptor, length, offset)
+
+    def _in_time(self, operation: str, key: str, deadline: Deadline) -> None:
+        if deadline.passed:
+            raise Unavailable(operation, key, "its deadline has passed")
+
+
+def _stat(key: str, result: os.stat_result) -> Stat:
+    etag = f"{result.st_ino:x}-{result.st_mtime_ns:x}-{result.st_ctime_ns:x}-{result.st_size:x}"
+    return Stat(key, result.st_size, etag)
+
+
+def _files(directory: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        entries = list(os.scandir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.name.startswith(TEMPORARY):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files(Path(entry.path))
+        elif entry.is_file(follow_symlinks=False):
+            yield entry
+
+
+def _write_all(descriptor: int, buffers: list[memoryview]) -> None:
+    for buffer in buffers:
+        rest = buffer
+        while len(rest):
+            rest = rest[os.write(descriptor, rest) :]
+
+
+def _make_directory(directory: Path) -> None:
+    if directory.is_dir():
+        return
+    _make_directory(directory.parent)
+    directory.mkdir(exist_ok=True)
+    _sync_directory(directory.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,65 @@
+"""From a URI to a store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import fsspec
+from fsspec.registry import known_implementations
+
+from spotckpt.deadline import SYSTEM_CLOCK, Clock
+from spotckpt.errors import AddressError
+from spotckpt.store.base import Store
+from spotckpt.store.generic import FsspecStore
+from spotckpt.store.local import LocalStore
+from spotckpt.store.retry import Retrying
+from spotckpt.store.session import ENVIRONMENT_NAMES, aws_environment
+
+__all__ = ["ENVIRONMENT_NAMES", "aws_environment", "open_store"]
+
+
+def open_store(
+    uri: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    call_timeout_s: float = 60.0,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Store:
+    """The store below a URI, with retries. Nothing is asked of it yet.
+
+    Args:
+        uri: `s3://bucket/path`, `file:///path` or another protocol of fsspec.
+        environment: AWS_* names that take the place of `os.environ`'s (see `ENVIRONMENT_NAMES`).
+        call_timeout_s: the deadline of a call that is given none.
+        clock: for deadlines and for waiting between tries.
+
+    Raises:
+        AddressError: the protocol is unknown, or its package is not installed.
+    """
+    return Retrying(_plain(uri, environment, call_timeout_s, clock))
+
+
+def _plain(uri: str, environment: Mapping[str, str] | None, call_timeout_s: float, clock: Clock) -> Store:
+    protocol, _, path = uri.rpartition("://")
+    if protocol in ("", "file", "local"):
+        return LocalStore(path, call_timeout_s=call_timeout_s, clock=clock)
+    if protocol in ("s3", "s3a"):
+        from spotckpt.store.s3 import S3Store
+
+        given = dict(os.environ) if environment is None else dict(environment)
+        return S3Store(uri, environment=given, call_timeout_s=call_timeout_s, clock=clock)
+    return _generic(uri, protocol, call_timeout_s, clock)
+
+
+def _generic(uri: str, protocol: str, call_timeout_s: float, clock: Clock) -> Store:
+    try:
+        fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False, skip_instance_cache=True)
+    except ImportError as error:
+        raise AddressError(f"{uri}: {protocol}:// needs a package that is not installed", hint=str(error)) from error
+    except ValueError as error:
+        if protocol in known_implementations:
+            raise AddressError(f"{uri}: {error}", hint="write it as s3://bucket/path") from error
+        known = ", ".join(sorted({"s3", "file", *known_implementations} - {"local"}))
+        raise AddressError(f"{uri}: the scheme {protocol}:// is not known", hint=f"known are {known}") from error
+    return FsspecStore(fs, root, uri=uri, call_timeout_s=call_timeout_s, clock=clock)

@@ -1,0 +1,212 @@
+"""S3 and what speaks its protocol, over s3fs.
+
+Reads and listings are strongly consistent, one key changes atomically
+(https://docs.aws.amazon.com/AmazonS3/latest/userguide/Welcome.html#ConsistencyModel), and PutObject honours
+`If-None-Match: *` (https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html).
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
+from spotckpt.errors import BucketMissing, NotFound, StoreError, Unavailable
+from spotckpt.store.base import MIB, Buffer, Progress, Stat, Store, check_key, check_prefix, size_of
+from spotckpt.store.client import Call, Client
+from spotckpt.store.multipart import Upload, to_body
+from spotckpt.store.parallel import at_once
+from spotckpt.store.translate import translate
+
+SINGLE_PUT_BYTES = 16 * MIB
+RANGE_BYTES = 16 * MIB
+RANGES_AT_ONCE = 8
+DELETED_AT_ONCE = 1000
+
+
+class S3Store(Store):
+    """Objects below `s3://bucket/prefix`.
+
+    Args:
+        uri: the root.
+        environment: what is used of the process's environment: credentials, profile, region, endpoint.
+        call_timeout_s: the deadline of a call that is given none.
+        clock: for deadlines.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        environment: Mapping[str, str],
+        call_timeout_s: float = 60.0,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.bucket, _, prefix = uri.partition("://")[2].partition("/")
+        self._prefix = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
+        self.uri = f"s3://{self.bucket}/{self._prefix}".rstrip("/")
+        self.call_timeout_s = call_timeout_s
+        self.clock = clock
+        self._client = Client(environment)
+        self._bucket_seen = False
+
+    def create(self, key: str, data: bytes, *, deadline: Deadline | None = None) -> None:
+        """See `Store.create`."""
+        call = self._call("create", key, self.until(deadline, size_bytes=len(data)), mutates=True)
+        self._put_object(call, key, [data], IfNoneMatch="*")
+
+    def put(
+        self,
+        key: str,
+        data: Sequence[Buffer],
+        *,
+        deadline: Deadline | None = None,
+        progress: Progress | None = None,
+    ) -> Stat:
+        """See `Store.put`. Up to 16 MiB in one request, above that in parts."""
+        size_bytes = size_of(data)
+        call = self._call("put", key, self.until(deadline, size_bytes=size_bytes), mutates=True)
+        if size_bytes > SINGLE_PUT_BYTES:
+            Upload(self._client, call, self._place(key), self.clock).send(data, progress)
+        else:
+            self._put_object(call, key, data)
+            if progress is not None:
+                progress(size_bytes)
+        found = self.stat(key, deadline=call.deadline)
+        if found.size_bytes != size_bytes:
+            raise StoreError("put", call.key, f"{size_bytes} bytes were sent, {found.size_bytes} are there")
+        return found
+
+    def read(self, key: str, *, limit_bytes: int, deadline: Deadline | None = None) -> bytes:
+        """See `Store.read`."""
+        call = self._call("read", key, self.until(deadline))
+        return self._client.run(self._client.get(call, limit_bytes=limit_bytes, **self._place(key)), call.deadline)
+
+    def read_ranges(
+        self,
+        key: str,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        deadline: Deadline | None = None,
+        progress: Progress | None = None,
+    ) -> list[bytes]:
+        """See `Store.read_ranges`. Eight requests of at most 16 MiB at a time, all for the etag seen first."""
+        deadline = self.until(deadline, size_bytes=sum(length for _, length in ranges))
+        call = self._call("read_ranges", key, deadline)
+        found = self.stat(key, deadline=deadline)
+        if any(offset < 0 or length < 0 or offset + length > found.size_bytes for offset, length in ranges):
+            raise Unavailable("read_ranges", call.key, f"a range ends after its {found.size_bytes} bytes")
+        cut = [list(_cut(offset, length)) for offset, length in ranges]
+        starts = [functools.partial(self._get_range, call, key, found.etag, part) for parts in cut for part in parts]
+
+        def done(data: bytes) -> None:
+            if progress is not None:
+                progress(len(data))
+
+        read = iter(at_once(starts, width=RANGES_AT_ONCE, deadline=deadline, done=done))
+        return [_joined([next(read) for _ in parts]) for parts in cut]
+
+    def list(self, prefix: str, *, deadline: Deadline | None = None) -> builtins.list[Stat]:
+        """See `Store.list`."""
+        call = self._call("list", check_prefix(prefix), self.until(deadline))
+        found: dict[str, Stat] = {}
+        place = {"Bucket": self.bucket, "Prefix": self._prefix + prefix}
+        while True:
+            page = self._request("list_objects_v2", call, **place)
+            for item in page.get("Contents", []):
+                key = item["Key"].removeprefix(self._prefix)
+                found[key] = Stat(key, item["Size"], item["ETag"].strip('"'))
+            following = page.get("NextContinuationToken")
+            if not page.get("IsTruncated"):
+                return list(found.values())
+            if not following or following == place.get("ContinuationToken"):
+                raise Unavailable("list", call.key, "the store does not say how its listing goes on")
+            place["ContinuationToken"] = following
+
+    def stat(self, key: str, *, deadline: Deadline | None = None) -> Stat:
+        """See `Store.stat`."""
+        call = self._call("stat", key, self.until(deadline))
+        try:
+            answer = self._request("head_object", call, **self._place(key))
+        except NotFound:
+            self._require_bucket(call)
+            raise
+        return Stat(key, answer["ContentLength"], answer["ETag"].strip('"'))
+
+    def delete(self, keys: Iterable[str], *, deadline: Deadline | None = None) -> None:
+        """See `Store.delete`."""
+        deadline = self.until(deadline)
+        remaining = [check_key(key) for key in keys]
+        while remaining:
+            batch, remaining = remaining[:DELETED_AT_ONCE], remaining[DELETED_AT_ONCE:]
+            self._delete(self._call("delete", batch[0], deadline, mutates=True), batch)
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        self._client.close()
+
+    def _call(self, operation: str, key: str, deadline: Deadline, *, mutates: bool = False) -> Call:
+        return Call(operation, f"{self.uri}/{key}", deadline, mutates)
+
+    def _place(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self._prefix + check_key(key)}
+
+    def _request(self, method: str, call: Call, **parameters: Any) -> dict[str, Any]:
+        answer = self._client.run(self._client.request(method, call, **parameters), call.deadline)
+        self._bucket_seen = True
+        return answer
+
+    def _put_object(self, call: Call, key: str, data: Sequence[Buffer], **conditions: str) -> None:
+        body, checksum = to_body(data)
+        self._request("put_object", call, Body=body, ChecksumCRC32=checksum, **self._place(key), **conditions)
+
+    def _get_range(self, call: Call, key: str, etag: str, part: tuple[int, int]) -> Future[bytes]:
+        offset, length = part
+
+        async def attempt() -> bytes:
+            span = f"bytes={offset}-{offset + length - 1}"
+            data = await self._client.get(call, limit_bytes=length, Range=span, IfMatch=etag, **self._place(key))
+            if len(data) != length:
+                raise Unavailable(call.operation, call.key, f"{len(data)} of {length} bytes came")
+            return data
+
+        return self._client.submit(self._client.retried(attempt, call.deadline))
+
+    def _require_bucket(self, call: Call) -> None:
+        # The 404 of a HEAD has no body: it does not say whether the key or the whole bucket is missing.
+        if self._bucket_seen:
+            return
+        try:
+            self._request("head_bucket", call, Bucket=self.bucket)
+        except NotFound as error:
+            hint = "create the bucket, or correct its name or the endpoint"
+            raise BucketMissing(call.operation, call.key, f"there is no bucket {self.bucket}", hint=hint) from error
+
+    def _delete(self, call: Call, keys: Sequence[str]) -> None:
+        listed = {"Objects": [{"Key": self._prefix + key} for key in keys], "Quiet": True}
+        answer = self._request("delete_objects", call, Bucket=self.bucket, Delete=listed)
+        for problem in answer.get("Errors", []):
+            if problem.get("Code") != "NoSuchKey":
+                raise _refused(problem, f"s3://{self.bucket}/{problem.get('Key', '')}")
+
+
+def _refused(problem: Mapping[str, str], key: str) -> StoreError:
+    # One object of a batch: as if a request of its own had been answered so.
+    status = {"AccessDenied": 403, "SlowDown": 503, "InternalError": 500}.get(problem.get("Code", ""), 400)
+    response: Any = {"Error": dict(problem), "ResponseMetadata": {"HTTPStatusCode": status}}
+    return translate(ClientError(response, "DeleteObjects"), operation="delete", key=key, mutates=True)
+
+
+def _cut(offset: int, length: int) -> Iterator[tuple[int, int]]:
+    end = offset + length
+    for start in range(offset, end, RANGE_BYTES):
+        yield start, min(RANGE_BYTES, end - start)
+
+
+def _joined(found: Sequence[bytes]) -> bytes:
+    return found[0] if len(found) == 1 else b"".join(found)

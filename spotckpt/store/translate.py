@@ -1,0 +1,198 @@
+"""Foreign errors become ours here and nowhere else.
+
+What matters most is the difference between *failed* and *unknown*: a write whose answer was lost may have landed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from typing import Any
+
+import aiohttp
+from botocore import exceptions as boto
+
+from spotckpt.errors import (
+    AlreadyExists,
+    BucketMissing,
+    ConditionsIgnored,
+    Denied,
+    NoCredentials,
+    NotFound,
+    OutcomeUnknown,
+    StoreError,
+    Unavailable,
+)
+
+CREDENTIALS_HINT = (
+    "tried, in this order: the environment (AWS_ACCESS_KEY_ID), the profile's role, web identity, SSO and "
+    "credentials file (~/.aws), the container's role, the instance's role; give one of them"
+)
+_ACTIONS = {
+    "PutObject": "s3:PutObject",
+    "CreateMultipartUpload": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    "GetObject": "s3:GetObject",
+    "HeadObject": "s3:GetObject (and s3:ListBucket: without it S3 answers 403 for a missing object too)",
+    "HeadBucket": "s3:ListBucket",
+    "ListObjectsV2": "s3:ListBucket",
+    "DeleteObject": "s3:DeleteObject",
+    "DeleteObjects": "s3:DeleteObject",
+}
+_NO_CREDENTIALS = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.MetadataRetrievalError,
+    boto.ProfileNotFound,
+    boto.TokenRetrievalError,
+    boto.SSOError,
+)
+_BUSY = (Unavailable, "the store is busy or the connection poor: try again later")
+_REGION = (StoreError, "set AWS_DEFAULT_REGION to the bucket's region")
+_INVALID = (NoCredentials, "these credentials are not valid there: renew or replace them")
+_THERE = (AlreadyExists, "another writer was there first")
+
+_Verdict = tuple[type[StoreError], str]
+_BY_CODE: dict[str, _Verdict] = {
+    "AccessDenied": (Denied, ""),
+    "NoSuchBucket": (BucketMissing, "create the bucket, or correct its name or the endpoint"),
+    "NoSuchKey": (NotFound, ""),
+    "PreconditionFailed": _THERE,
+    "RequestTimeTooSkewed": (StoreError, "set this machine's clock"),
+    **dict.fromkeys(
+        ("ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"),
+        _INVALID,
+    ),
+    **dict.fromkeys(
+        ("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"),
+        _REGION,
+    ),
+    # S3 did not carry these out, and they may go well at another time. A part whose upload is gone needs a new one.
+    **dict.fromkeys(("SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException"), _BUSY),
+    **dict.fromkeys(("RequestLimitExceeded", "RequestTimeout", "BadDigest", "IncompleteBody"), _BUSY),
+    **dict.fromkeys(("XAmzContentSHA256Mismatch", "ConditionalRequestConflict", "OperationAborted"), _BUSY),
+    "NoSuchUpload": _BUSY,
+}
+_BY_STATUS: dict[int, _Verdict] = {
+    301: _REGION,
+    307: _REGION,
+    401: _INVALID,
+    403: (Denied, ""),
+    404: (NotFound, ""),
+    409: _BUSY,
+    412: _THERE,
+    429: _BUSY,
+    503: _BUSY,
+}
+_BY_ERRNO: dict[int, _Verdict] = {
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), (NotFound, "")),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), (Denied, "allow this user to write there, or choose another place")
+    ),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), (StoreError, "free space there, or choose another place")),
+    errno.EEXIST: _THERE,
+}
+
+
+def translate(error: Exception, *, operation: str, key: str, mutates: bool) -> StoreError:
+    """The error of ours that says the same.
+
+    Args:
+        error: what botocore, aiohttp, fsspec or the operating system raised.
+        operation: the store's verb.
+        key: the object with the store's URI.
+        mutates: the request was a write, so that without an answer its outcome is unknown.
+    """
+    if isinstance(error, StoreError):
+        return error
+    if isinstance(error, boto.ClientError):
+        return _answered(error, operation, key, mutates)
+    if isinstance(error, OSError) and not (_never_sent(error) or _lost(error)):
+        return from_os_error(error, operation=operation, key=key)
+    kind, hint = _unanswered(error, mutates)
+    return kind(operation, key, _one_line(error), hint=hint)
+
+
+def _unanswered(error: Exception, mutates: bool) -> _Verdict:
+    if isinstance(error, _NO_CREDENTIALS):
+        return NoCredentials, CREDENTIALS_HINT
+    if isinstance(error, boto.SSLError):
+        return StoreError, "check the endpoint's certificate, or set AWS_CA_BUNDLE"
+    if _never_sent(error):
+        return Unavailable, "check the endpoint's address and the network"
+    if _lost(error):
+        return OutcomeUnknown if mutates else Unavailable, "check the network"
+    return StoreError, ""
+
+
+def _never_sent(error: Exception) -> bool:
+    if isinstance(error, boto.EndpointConnectionError):
+        # aiobotocore wraps resets after sending in the same class: only the cause tells.
+        return isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError | socket.gaierror)
+    return isinstance(error, boto.ConnectTimeoutError | boto.ProxyConnectionError | aiohttp.ClientConnectorError)
+
+
+def _lost(error: Exception) -> bool:
+    return isinstance(
+        error,
+        boto.HTTPClientError
+        | boto.IncompleteReadError
+        | boto.ResponseStreamingError
+        | boto.FlexibleChecksumError
+        | aiohttp.ClientError
+        | TimeoutError
+        | asyncio.TimeoutError
+        | ConnectionError,
+    ) or (type(error).__name__ == "ResponseParserError")
+
+
+def _answered(error: boto.ClientError, operation: str, key: str, mutates: bool) -> StoreError:
+    response: Any = error.response
+    said = response.get("Error", {})
+    metadata = response.get("ResponseMetadata", {})
+    headers = metadata.get("HTTPHeaders", {})
+    code, status = str(said.get("Code", "")), int(metadata.get("HTTPStatusCode", 0))
+    message = said.get("Message", "")
+    cause = f"{error.operation_name} answered {status} {code}" + (f": {message}" if message not in ("", code) else "")
+    kind, hint = _BY_CODE.get(code) or _BY_STATUS.get(status) or _otherwise(status, operation, mutates)
+    if kind is AlreadyExists and not mutates:
+        return Unavailable(operation, key, "the object was replaced while it was read")
+    if kind is Denied:
+        hint = f"allow {_ACTIONS.get(error.operation_name, 'the action')} for these credentials"
+    if code == "RequestTimeTooSkewed":
+        cause += f" (the store's time is {headers.get('date', 'unknown')})"
+    if hint == _REGION[1]:
+        region = said.get("Region") or headers.get("x-amz-bucket-region") or ""
+        cause += f"; the bucket is in region {region or 'unknown'}"
+        hint = f"set AWS_DEFAULT_REGION={region}" if region else hint
+    return kind(operation, key, cause, hint=hint)
+
+
+def _otherwise(status: int, operation: str, mutates: bool) -> _Verdict:
+    if status == 501 and operation == "create":
+        return ConditionsIgnored, "use a store that honours If-None-Match"
+    if status >= 500:
+        return OutcomeUnknown if mutates else Unavailable, "the store has trouble: try again later"
+    return StoreError, ""
+
+
+def from_os_error(error: OSError, *, operation: str, key: str) -> StoreError:
+    """What the operating system, or a file system of fsspec, said about a file."""
+    cause = error.strerror or _one_line(error)
+    kind, hint = _BY_ERRNO.get(error.errno or 0) or _by_class(error)
+    return kind(operation, key, cause, hint=hint)
+
+
+def _by_class(error: OSError) -> _Verdict:
+    # fsspec raises these without a number.
+    kinds = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
+    return next((_BY_ERRNO[number] for kind, number in kinds.items() if isinstance(error, kind)), (StoreError, ""))
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if text and not isinstance(error, ValueError | KeyError) else f"{type(error).__name__}: {text}"
