@@ -47,7 +47,7 @@ def read_state(path: Path) -> dict[str, npt.NDArray[Any]]:
         Corrupt: it is missing, is no such file, or holds a pickle.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise Corrupt(f"end state {path} cannot be read: {error}", hint="look at the trainer's log") from error

@@ -11,15 +11,14 @@ from spotckpt.demo.task import EPOCHS, build, evaluate, parse_arguments, report,
 def train(seed: int, out: Path) -> None:
     """Trains without a break."""
     model, optimizer, scheduler, loader, valid = build(seed)
-    train_loss: list[float] = []
-    valid_loss: list[float] = []
+    losses: dict[str, list[float]] = {"train": [], "valid": []}
     for _ in range(EPOCHS):
         for images, labels in loader:
-            train_loss.append(step(model, optimizer, images, labels))
-        valid_loss.append(evaluate(model, valid))
-        scheduler.step(fmean(train_loss[-len(loader) :]))
-        report(train_loss, valid_loss, optimizer)
-    save_end_state(out, model, optimizer, scheduler, {"train": train_loss, "valid": valid_loss})
+            losses["train"].append(step(model, optimizer, images, labels))
+        losses["valid"].append(evaluate(model, valid))
+        scheduler.step(fmean(losses["train"][-len(loader) :]))
+        report(losses, optimizer)
+    save_end_state(out, model, optimizer, scheduler, losses)
 
 
 if __name__ == "__main__":

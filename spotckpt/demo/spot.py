@@ -18,15 +18,15 @@ def train(run: spotckpt.Run, *, seed: int, out: Path, pace: float) -> None:
     """Trains, from the start or from where an earlier machine stopped."""
     model, optimizer, scheduler, loader, valid = build(seed)
     run.track(model=model, optimizer=optimizer, scheduler=scheduler)
-    train_loss, valid_loss = run.history["train"]["loss"], run.history["valid"]["loss"]
     for _ in run.epochs(EPOCHS):
         for images, labels in run.batches(loader):
             run.log("train", loss=step(model, optimizer, images, labels))
             time.sleep(pace)  # so that there is something to watch; it changes no number
         run.log("valid", loss=evaluate(model, valid))
-        scheduler.step(fmean(train_loss[-len(loader) :]))
-        report(train_loss, valid_loss, optimizer)
-    save_end_state(out, model, optimizer, scheduler, {"train": train_loss, "valid": valid_loss})
+        losses = {name: run.history[name]["loss"] for name in ("train", "valid")}
+        scheduler.step(fmean(losses["train"][-len(loader) :]))
+        report(losses, optimizer)
+    save_end_state(out, model, optimizer, scheduler, losses)
 
 
 if __name__ == "__main__":

@@ -107,11 +107,11 @@ def evaluate(model: nn.Module, loader: DataLoader[Any]) -> float:
     return fmean(nnf.cross_entropy(model(images), labels).item() for images, labels in loader)
 
 
-def report(train_loss: Sequence[float], valid_loss: Sequence[float], optimizer: torch.optim.Optimizer) -> None:
+def report(losses: Mapping[str, Sequence[float]], optimizer: torch.optim.Optimizer) -> None:
     """One line per epoch."""
-    lr = optimizer.param_groups[0]["lr"]
-    done = f"epoch {len(valid_loss)} of {EPOCHS} done, step {len(train_loss)}"
-    log.info("%s: train loss %.4f, valid loss %.4f, lr %g", done, train_loss[-1], valid_loss[-1], lr)
+    train, valid, lr = losses["train"], losses["valid"], optimizer.param_groups[0]["lr"]
+    done = f"epoch {len(valid)} of {EPOCHS} done, step {len(train)}"
+    log.info("%s: train loss %.4f, valid loss %.4f, lr %g", done, train[-1], valid[-1], lr)
 
 
 def save_end_state(
@@ -119,7 +119,7 @@ def save_end_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: ReduceLROnPlateau,
-    curves: Mapping[str, Sequence[float]],
+    losses: Mapping[str, Sequence[float]],
 ) -> None:
     """Writes every tensor, number, RNG state and loss to an `.npz` file, for the comparison."""
     python_version, python_words, python_gauss = random.getstate()
@@ -134,7 +134,7 @@ def save_end_state(
         "rng/numpy": numpy_words,
         "rng/numpy-rest": np.array(numpy_rest, np.float64),
     }
-    arrays |= {f"curve/{name}-loss": np.array(list(values), np.float64) for name, values in curves.items()}
+    arrays |= {f"curve/{name}-loss": np.array(list(values), np.float64) for name, values in losses.items()}
     with out.open("wb") as file:
         np.savez(file, **arrays)
 
