@@ -11,7 +11,7 @@ Kind = Literal["spot", "rebalance", "maintenance", "lifecycle", "signal", "manua
 Action = Literal["terminate", "stop", "hibernate", "rebalance"]
 
 AFTERMATH_S = 300.0
-"""How long a final notice stays in force after its deadline (or after it was first seen, if that is unknown)."""
+"""How long a notice stays in force after its deadline (or after it was first seen, if that is unknown)."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,6 @@ class Notice:
         A machine that is still there long after its end was announced is not going: a `time` in the past can stay in
         the metadata.
         """
-        if not self.is_final:
-            return True
         return now < (first_seen if self.deadline is None else self.deadline) + AFTERMATH_S
 
     def describe(self, now: float) -> str:

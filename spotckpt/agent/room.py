@@ -1,0 +1,94 @@
+"""How much may be staged where. A tmpfs's free space is no promise: its pages are memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_DISK_RESERVE_BYTES = 64 << 20
+_GRAIN_BYTES = 4 << 20
+
+
+def round_up(size_bytes: int) -> int:
+    """To whole grains, so that a state that grows a little keeps its file."""
+    return max(1, -(-size_bytes // _GRAIN_BYTES)) * _GRAIN_BYTES
+
+
+def missing_bytes(directory: Path, size_bytes: int, *, reserve_bytes: int) -> int:
+    """How many bytes too few there are for that many more in files of the directory; 0 if there is room.
+
+    Args:
+        directory: on tmpfs or on disk.
+        size_bytes: to be newly allocated.
+        reserve_bytes: memory to leave free; on disk a fixed 64 MiB are left.
+    """
+    found = os.statvfs(directory)
+    free = found.f_bavail * found.f_frsize
+    free = min(free, memory_available() - reserve_bytes) if is_memory(directory) else free - _DISK_RESERVE_BYTES
+    return max(0, size_bytes - free)
+
+
+def allocate(path: Path, size_bytes: int) -> bool:
+    """Makes the file at least that long with pages that exist, keeping what it has; False if there is no room.
+
+    Never shrinks a file: a trainer may have it mapped, and would die of SIGBUS.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM):
+            raise
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def is_memory(directory: Path) -> bool:
+    """Whether files there are memory."""
+    return _filesystem(directory) in ("tmpfs", "ramfs")
+
+
+def memory_available() -> int:
+    """Bytes that this process may still take: the machine's MemAvailable and the room below every cgroup limit."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    machine = int(fields["MemAvailable"].split()[0]) * 1024
+    return min([machine, *_cgroup_headrooms()])
+
+
+def _cgroup_headrooms() -> Iterator[int]:
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            yield from _headrooms(Path("/sys/fs/cgroup"), path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = Path("/sys/fs/cgroup/memory")
+            yield from _headrooms(root, path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _headrooms(root: Path, path: str, limit: str, used: str, reclaimable: str) -> Iterator[int]:
+    here = root / path.lstrip("/")
+    for group in (here, *here.parents):
+        if root not in (group, *group.parents):
+            return
+        try:
+            most = (group / limit).read_text().strip()
+            if most != "max":
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                yield int(most) - int((group / used).read_text()) + int(stat.get(reclaimable, 0))
+        except (OSError, ValueError):
+            continue  # the root group has no limit; in a container the path is of the host's tree
+
+
+def _filesystem(directory: Path) -> str:
+    """The type of the mount that holds the directory; the longest mount point that is a parent of it, the last one."""
+    real, best, found = directory.resolve(), -1, ""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, point, kind, *_ = line.split()
+        mount = Path(point.encode().decode("unicode_escape"))
+        if mount in (real, *real.parents) and len(mount.parts) >= best:
+            best, found = len(mount.parts), kind
+    return found

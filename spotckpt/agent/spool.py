@@ -1,0 +1,346 @@
+"""The staging area on this machine, as its only owner sees it: the agent that holds its lock.
+
+    <spool>/agent.lock
+    <spool>/notices.json                  notices injected by hand
+    <spool>/<hash of the uri>/token.json  the claim and how far it has come; no secrets
+    <spool>/<hash of the uri>/slot-0/grant.json, data, staged.json, seal.json
+
+A slot is free (no grant), staging (granted), sealed (granted, with a seal of that grant) or leased (being uploaded;
+known to this process only). Only the lock's holder grants and frees; the trainer only seals. What is found after an
+agent was killed is therefore what the trainer and the dead agent had finished.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from blake3 import blake3
+
+from spotckpt.agent import room
+from spotckpt.agent.files import remove_durably, write_durably
+from spotckpt.agent.paths import make_private_dir
+from spotckpt.agent.processes import boot_id
+from spotckpt.agent.slots import SEAL_NAME, STAGED_NAME, Seal
+from spotckpt.errors import SpoolError, SpotckptError
+from spotckpt.snapshot.keys import SnapshotId
+from spotckpt.snapshot.staged import Staged
+
+_GRANT_NAME = "grant.json"
+_TOKEN_NAME = "token.json"
+
+
+@dataclass(frozen=True)
+class Token:
+    """An attempt that this spool holds: enough for the next agent to go on with it.
+
+    Attributes:
+        uri: the run.
+        run_id: its id.
+        attempt: the number claimed.
+        nonce: the claim's.
+        highest: the attempt before it, 0 if none.
+        based: whether the base record is written, so that snapshots may be committed.
+        parent: what the next snapshot continues: the newest acknowledged one, else the base.
+        last_committed: the newest acknowledged one of this attempt.
+        next_sequence: of the next snapshot.
+        next_generation: of the next grant.
+        trainer_pid: the trainer, as seen in `pid_namespace` on the boot `boot_id`.
+        trainer_start: its start time in clock ticks since boot.
+        boot_id: see above.
+        pid_namespace: see above.
+        stale_after_s: the run's setting.
+        call_timeout_s: the run's setting.
+    """
+
+    uri: str
+    run_id: str
+    attempt: int
+    nonce: str
+    highest: int
+    trainer_pid: int
+    trainer_start: int
+    boot_id: str
+    pid_namespace: str
+    stale_after_s: float
+    call_timeout_s: float
+    based: bool = False
+    parent: str | None = None
+    last_committed: str | None = None
+    next_sequence: int = 0
+    next_generation: int = 1
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A slot's permission to be filled once."""
+
+    generation: int
+    id: str
+    data_path: str
+    size_bytes: int
+    boot_id: str
+
+    @property
+    def snapshot(self) -> SnapshotId:
+        """`id`, parsed."""
+        return SnapshotId.parse(self.id)
+
+
+class SpoolSlot:
+    """One slot. Not for several threads at once: the run's lock guards it."""
+
+    def __init__(self, path: Path, disk: Path) -> None:
+        self.path = path
+        self.leased = False
+        self.grant = self._read_grant()
+        self._memory, self._disk = path / "data", disk / f"{path.name}.data"
+        self.data_path = self._disk if self._disk.exists() else self._memory
+        self._mapped: mmap.mmap | None = None
+        self._checked: tuple[tuple[int, int], Grant, Seal] | None = None
+
+    def _read_grant(self) -> Grant | None:
+        try:
+            grant = Grant(**json.loads((self.path / _GRANT_NAME).read_bytes()))
+            grant.snapshot  # noqa: B018  an id that cannot be read is no grant
+        except (OSError, ValueError, TypeError, SpotckptError):
+            return None
+        return grant if grant.boot_id == boot_id() else None
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Length of the data file, 0 if there is none."""
+        try:
+            return self.data_path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def seal(self) -> Seal | None:
+        """The seal of the present grant, on this boot, with the description that belongs to it; else None."""
+        if self.grant is None:
+            return None
+        try:
+            found = (self.path / SEAL_NAME).stat()
+            version = (found.st_ino, found.st_mtime_ns)
+            if self._checked is not None and self._checked[:2] == (version, self.grant):
+                return self._checked[2]
+            seal = self._read_seal(self.grant)
+        except FileNotFoundError:
+            return None
+        self._checked = None if seal is None else (version, self.grant, seal)
+        return seal
+
+    def _read_seal(self, grant: Grant) -> Seal | None:
+        seal = Seal.from_bytes((self.path / SEAL_NAME).read_bytes())
+        if seal is None or (seal.id, seal.generation, seal.boot_id) != (grant.id, grant.generation, boot_id()):
+            return None
+        described = blake3((self.path / STAGED_NAME).read_bytes()).hexdigest()
+        return seal if described == seal.staged_digest and seal.data_bytes <= self.allocated_bytes else None
+
+    def staged(self) -> Staged:
+        """What the trainer wrote about the snapshot. Raises as `Staged.from_bytes` does."""
+        path = self.path / STAGED_NAME
+        return Staged.from_bytes(path.read_bytes(), key=str(path))
+
+    def view(self, size_bytes: int) -> memoryview:
+        """The data section, read-only."""
+        self._forget_mapping()
+        with self.data_path.open("rb") as stream:
+            self._mapped = mmap.mmap(stream.fileno(), self.allocated_bytes, access=mmap.ACCESS_READ)
+        return memoryview(self._mapped)[:size_bytes]
+
+    def allocate(self, size_bytes: int, *, reserve_bytes: int) -> int:
+        """Makes the data file that long, in memory or else on disk.
+
+        Returns:
+            How many bytes are missing where fewest are; 0 if it is done.
+        """
+        missing = []
+        for path in dict.fromkeys((self.data_path, self._disk)):
+            try:
+                make_private_dir(path.parent)
+                have = path.stat().st_size if path.exists() else 0
+                short = room.missing_bytes(path.parent, size_bytes - have, reserve_bytes=reserve_bytes)
+                if short == 0 and room.allocate(path, size_bytes):
+                    self._move_to(path)
+                    return 0
+            except (OSError, SpotckptError):
+                short = size_bytes  # a directory that cannot be used has no room
+            missing.append(max(short, 1))
+        return min(missing)
+
+    def _move_to(self, path: Path) -> None:
+        if path != self.data_path:
+            self._forget_mapping()
+            remove_durably(self.data_path)
+            self.data_path = path
+
+    def lend(self, grant: Grant) -> None:
+        """Grants the slot: the old seal is gone for good before anybody may write a byte."""
+        remove_durably(self.path / SEAL_NAME)
+        write_durably(self.path / _GRANT_NAME, json.dumps(asdict(grant)).encode())
+        self.grant = grant
+
+    def free(self) -> None:
+        """Takes the grant back; the memory stays for the next one."""
+        remove_durably(self.path / SEAL_NAME)
+        remove_durably(self.path / _GRANT_NAME)
+        self.grant, self.leased = None, False
+
+    def _forget_mapping(self) -> None:
+        # a view that somebody still holds keeps the memory; the mapping then goes with it
+        self._mapped = None
+
+    def remove(self) -> None:
+        """Removes the slot's files."""
+        self._forget_mapping()
+        remove_durably(self._disk)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class RunSpool:
+    """One attempt's token and slots. Not for several threads at once: the run's lock guards it."""
+
+    def __init__(self, path: Path, disk: Path, token: Token) -> None:
+        self.path = path
+        self._disk = disk
+        self.token = token
+        self.slots = [SpoolSlot(found, disk) for found in sorted(path.glob("slot-*")) if found.is_dir()]
+
+    def update(self, **changes: object) -> None:
+        """Changes the token, durably."""
+        self.token = replace(self.token, **changes)  # type: ignore[arg-type]  # names and types are the caller's
+        write_durably(self.path / _TOKEN_NAME, json.dumps(asdict(self.token)).encode())
+
+    def sealed(self) -> list[tuple[SpoolSlot, Seal]]:
+        """All sealed slots, the newest first."""
+        found = [(slot, seal) for slot in self.slots if (seal := slot.seal()) is not None]
+        return sorted(found, key=lambda pair: SnapshotId.parse(pair[1].id), reverse=True)
+
+    def drop_older(self, than: SnapshotId) -> list[str]:
+        """Frees the sealed slots up to and including that snapshot, except leased ones; their ids."""
+        dropped = []
+        for slot, seal in self.sealed():
+            if not slot.leased and SnapshotId.parse(seal.id) <= than:
+                slot.free()
+                dropped.append(seal.id)
+        return dropped
+
+    def find(self, generation: int) -> SpoolSlot | None:
+        """The slot with that grant."""
+        return next((slot for slot in self.slots if slot.grant and slot.grant.generation == generation), None)
+
+    def lend(self, size_bytes: int, *, step: int, most: int, reserve_bytes: int) -> SpoolSlot | None:
+        """Grants a slot for a snapshot of that size; None while all are taken.
+
+        Takes a free slot, preferably one that is large enough; else a sealed one that a newer sealed one has made
+        pointless; else makes a new one, up to `most`.
+
+        Raises:
+            SpoolError: there is no room for even one.
+        """
+        wanted = room.round_up(size_bytes)
+        missing = 0
+        for slot in self._candidates(wanted, most):
+            missing = slot.allocate(wanted, reserve_bytes=reserve_bytes) if slot.allocated_bytes < size_bytes else 0
+            if missing == 0:
+                return self._grant(slot, step)
+            if slot not in self.slots:
+                slot.remove()
+        if missing and not any(slot.grant for slot in self.slots):
+            raise SpoolError(
+                f"no room to stage {size_bytes} bytes in {self.path} or {self._disk}: {missing} bytes are missing",
+                hint="free memory or disk, or set SPOTCKPT_SPOOL to a directory on a larger disk",
+            )
+        return None
+
+    def _candidates(self, wanted: int, most: int) -> Iterator[SpoolSlot]:
+        yield from sorted(
+            (slot for slot in self.slots if slot.grant is None),
+            key=lambda slot: (slot.allocated_bytes < wanted, abs(slot.allocated_bytes - wanted)),
+        )
+        if len(self.slots) < most:
+            taken = {slot.path.name for slot in self.slots}
+            path = next(self.path / f"slot-{k}" for k in range(most) if f"slot-{k}" not in taken)
+            path.mkdir(mode=0o700, exist_ok=True)
+            yield SpoolSlot(path, self._disk)
+        for slot, _ in reversed(self.sealed()[1:]):
+            if not slot.leased:
+                slot.free()
+                yield slot
+
+    def _grant(self, slot: SpoolSlot, step: int) -> SpoolSlot:
+        token = self.token
+        grant = Grant(
+            token.next_generation,
+            str(SnapshotId.new(token.attempt, token.next_sequence, step)),
+            str(slot.data_path),
+            slot.allocated_bytes,
+            boot_id(),
+        )
+        # the numbers are used up before they are given away: never twice, whoever dies
+        self.update(next_generation=token.next_generation + 1, next_sequence=token.next_sequence + 1)
+        slot.lend(grant)
+        if slot not in self.slots:
+            self.slots.append(slot)
+        return slot
+
+    def remove(self) -> None:
+        """Removes the token, then everything else."""
+        remove_durably(self.path / _TOKEN_NAME)
+        for slot in self.slots:
+            slot.remove()
+        shutil.rmtree(self.path, ignore_errors=True)
+        shutil.rmtree(self._disk, ignore_errors=True)
+
+
+class Spool:
+    """The directory. Whoever makes one must hold its lock."""
+
+    def __init__(self, path: Path, disk: Path) -> None:
+        self.path = path
+        # other spools may share the directory on disk
+        self._disk = disk / blake3(os.fsencode(path)).hexdigest()[:12]
+
+    def load(self) -> list[RunSpool]:
+        """The attempts that an earlier agent left; and what belongs to none is removed."""
+        found = []
+        for path in sorted(self.path.iterdir()):
+            token = _read_token(path / _TOKEN_NAME)
+            if token is not None and self._run_path(token.uri) == path:
+                found.append(RunSpool(path, self._disk / path.name, token))
+            elif path.is_dir() and not path.is_symlink() and _is_hash(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+        kept = {run.path.name for run in found}
+        for path in self._disk.iterdir() if self._disk.is_dir() else ():
+            if path.name not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+        return found
+
+    def create(self, token: Token) -> RunSpool:
+        """Begins an attempt; what an ended one of the same run left there is removed."""
+        path = self._run_path(token.uri)
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o700)
+        run = RunSpool(path, self._disk / path.name, token)
+        run.update()
+        return run
+
+    def _run_path(self, uri: str) -> Path:
+        return self.path / blake3(uri.encode()).hexdigest()[:16]
+
+
+def _is_hash(name: str) -> bool:
+    return len(name) == 16 and set(name) <= set("0123456789abcdef")
+
+
+def _read_token(path: Path) -> Token | None:
+    try:
+        return Token(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
