@@ -91,8 +91,7 @@ class TensorEntry:
             raise fields.corrupt(f"tensor {self.name} has a stride of other dimensions")
         for chunk in self.chunks:
             inside = len(chunk.start) == len(chunk.shape) == len(self.shape) and all(
-                start + side <= whole
-                for start, side, whole in zip(chunk.start, chunk.shape, self.shape, strict=True)
+                start + side <= whole for start, side, whole in zip(chunk.start, chunk.shape, self.shape, strict=True)
             )
             if not inside or chunk.length != size_bytes(self.dtype, chunk.shape):
                 raise fields.corrupt(f"tensor {self.name} has a chunk that does not fit")

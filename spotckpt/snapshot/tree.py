@@ -95,9 +95,7 @@ class _Encoder:
             str: _itself,
             int: lambda value, path, above: _int_to_json(value),
             float: lambda value, path, above: _float_to_json(value),
-            complex: lambda value, path, above: {
-                "$complex": [_float_to_json(value.real), _float_to_json(value.imag)]
-            },
+            complex: lambda value, path, above: {"$complex": [_float_to_json(value.real), _float_to_json(value.imag)]},
             bytes: lambda value, path, above: {"$bytes": base64.b64encode(value).decode()},
             bytearray: lambda value, path, above: {"$bytearray": base64.b64encode(value).decode()},
             list: self.members,

@@ -1,0 +1,228 @@
+"""Which snapshot an attempt continues: a pure function of the catalog and the selector.
+
+The order of snapshots is the lineage: those of an attempt, newest first, then the one that the attempt continued and
+that one's ancestors, as the base records say. Never time, step or the order of a listing. A snapshot that a superseded
+attempt commits late is later than what its successor continued, so it is in no lineage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from spotckpt.address import NEWEST, Selector
+from spotckpt.errors import AddressError, Corrupt, NoSuchSnapshot, NothingRestorable, SnapshotError
+from spotckpt.snapshot.catalog import Catalog
+from spotckpt.snapshot.keys import SnapshotId, base_key, claim_key, manifest_key
+
+Evaluated = Callable[[SnapshotId], "Mapping[str, float] | None"]
+"""A snapshot's `evaluated` metrics, or None if its manifest cannot be read."""
+
+_BY_ID = "name a snapshot by its full id (@a....-n....), or start afresh with @start"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What an attempt's successor may continue.
+
+    Attributes:
+        ids: newest first.
+        consumed: selectors that led here.
+        cut: why the ids end before a start from scratch was reached; None if it was.
+    """
+
+    ids: tuple[SnapshotId, ...] = ()
+    consumed: tuple[str, ...] = ()
+    cut: SnapshotError | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to restore.
+
+    Attributes:
+        candidates: to be tried in this order; a later one only if the earlier ones are corrupt or missing.
+        fresh: start from scratch; there are no candidates then.
+        consumed: for the base record.
+        why: one line for the user.
+    """
+
+    candidates: tuple[SnapshotId, ...]
+    fresh: bool
+    consumed: tuple[str, ...]
+    why: str
+
+    def skipped(self, chosen: SnapshotId | None) -> tuple[str, ...]:
+        """The candidates before the chosen one, for the base record."""
+        before = self.candidates[: self.candidates.index(chosen)] if chosen else self.candidates
+        return tuple(str(one) for one in before)
+
+
+def lineage(catalog: Catalog, attempt: int, *, evaluated: Evaluated | None = None) -> Lineage:
+    """What a successor of that attempt continues if it is told nothing.
+
+    An attempt that recorded no base and committed nothing hands on what its own selector meant.
+
+    Raises:
+        Corrupt: the record that would tell is unreadable.
+    """
+    last = _last_with_effect(catalog, attempt)
+    recorded = found = _recorded(catalog, last)
+    for number in range(last + 1, attempt + 1):
+        found = _handed_on(catalog, recorded, found, _selector_of(catalog, number), number, evaluated)
+    return found
+
+
+def choose(catalog: Catalog, before: int, selector: Selector = NEWEST, *, evaluated: Evaluated | None = None) -> Choice:
+    """What attempt `before` continues.
+
+    Args:
+        catalog: read after `before` was claimed.
+        before: the chooser's own attempt: only snapshots of earlier ones count.
+        selector: what the user asked for. One that this lineage has followed already means the newest.
+        evaluated: needed for `best`.
+
+    Raises:
+        NoSuchSnapshot: the selector matches nothing.
+        NothingRestorable: there are snapshots that no claim accounts for, so a fresh start would mix two runs.
+        Corrupt: the record that would tell is unreadable.
+    """
+    _require_accounted(catalog, before)
+    if selector.kind == "newest":
+        return _continue(lineage(catalog, before - 1, evaluated=evaluated), "")
+    recorded = _recorded(catalog, _last_with_effect(catalog, before - 1))
+    if str(selector) in recorded.consumed:
+        return _continue(recorded, f"@{selector} was followed already; going on with the newest after it")
+    if selector.kind == "start":
+        return Choice((), True, ("start",), "starting afresh, as asked for by @start")
+    candidates = _matching(catalog, recorded, selector, before, evaluated)
+    if not candidates:
+        raise _no_such(selector, recorded.ids, catalog)
+    return Choice(candidates, False, (str(selector),), f"asked for by @{selector}")
+
+
+def _continue(line: Lineage, why: str) -> Choice:
+    if not line.ids and line.cut is not None:
+        raise line.cut
+    fallback = "the newest" if line.ids else "nothing was committed before: starting from scratch"
+    return Choice(line.ids, not line.ids, line.consumed, why or fallback)
+
+
+def _last_with_effect(catalog: Catalog, attempt: int) -> int:
+    """The highest attempt so far that recorded a base, or left a trace that it did; 0 if none."""
+    for number in range(attempt, 0, -1):
+        if number in catalog.bases or base_key(number) in catalog.problems or catalog.of_attempt(number):
+            return number
+    return 0
+
+
+def _recorded(catalog: Catalog, attempt: int) -> Lineage:
+    if attempt == 0:
+        return Lineage()
+    own, base = tuple(catalog.of_attempt(attempt)), catalog.bases.get(attempt)
+    if base is None:
+        return Lineage(own, (), _no_base(catalog, attempt))
+    if base.id is None:
+        return Lineage(own, base.consumed)
+    ancestors = _back_from(catalog, base.id)
+    return Lineage(own + ancestors.ids, base.consumed, ancestors.cut)
+
+
+def _back_from(catalog: Catalog, snapshot: SnapshotId) -> Lineage:
+    """The snapshot, whether it is there or not, and its ancestors. Ends: a base is of an earlier attempt."""
+    ids = [snapshot]
+    while True:
+        at = ids[-1]
+        ids += [one for one in catalog.of_attempt(at.attempt) if one.sequence < at.sequence]
+        base = catalog.bases.get(at.attempt)
+        if base is None:
+            return Lineage(tuple(ids), (), _no_base(catalog, at.attempt))
+        if base.id is None:
+            return Lineage(tuple(ids))
+        ids.append(base.id)
+
+
+def _no_base(catalog: Catalog, attempt: int) -> SnapshotError:
+    key = base_key(attempt)
+    return catalog.problems.get(key) or Corrupt(f"{key} is missing, though the attempt committed", hint=_BY_ID)
+
+
+def _handed_on(
+    catalog: Catalog, recorded: Lineage, found: Lineage, selector: Selector, attempt: int, evaluated: Evaluated | None
+) -> Lineage:
+    """What is left of `found` when an attempt with that selector came and went without effect."""
+    if selector.kind == "newest":
+        return found
+    if str(selector) in recorded.consumed:
+        return recorded
+    if selector.kind == "start":
+        return Lineage((), ("start",))
+    candidates = _matching(catalog, recorded, selector, attempt, evaluated)
+    if not candidates:  # it ended with an error
+        return found
+    chosen = _back_from(catalog, candidates[0])
+    return Lineage(chosen.ids, (str(selector),), chosen.cut)
+
+
+def _selector_of(catalog: Catalog, attempt: int) -> Selector:
+    key = claim_key(attempt)
+    claim = catalog.claims.get(attempt)
+    if claim is None:
+        raise catalog.problems.get(key) or Corrupt(f"{key} is missing", hint=_BY_ID)
+    try:
+        return Selector.parse(claim.selector)
+    except AddressError as error:
+        raise Corrupt(f"{key}: {error.message}", hint=_BY_ID) from error
+
+
+def _matching(
+    catalog: Catalog, line: Lineage, selector: Selector, before: int, evaluated: Evaluated | None
+) -> tuple[SnapshotId, ...]:
+    match selector.kind:
+        case "step":
+            return tuple(one for one in line.ids if one.step == selector.step)
+        case "step_at_most":
+            return tuple(one for one in line.ids if one.step <= selector.step)
+        case "best":
+            return _best_first(line.ids, selector, evaluated)
+        case _:
+            found = SnapshotId.parse(selector.snapshot)
+            return (found,) if found in catalog.snapshots and found.attempt < before else ()
+
+
+def _best_first(ids: Sequence[SnapshotId], selector: Selector, evaluated: Evaluated | None) -> tuple[SnapshotId, ...]:
+    assert selector.metric is not None
+    assert evaluated is not None, "best needs the manifests"
+    values = {}
+    for one in ids:
+        value = (evaluated(one) or {}).get(selector.metric.path, math.nan)
+        if not math.isnan(value):
+            values[one] = value
+    # a stable sort: of equals the newest first
+    return tuple(sorted(values, key=lambda one: values[one] * (-1 if selector.metric.mode == "max" else 1)))
+
+
+def _no_such(selector: Selector, ids: Sequence[SnapshotId], catalog: Catalog) -> NoSuchSnapshot:
+    if selector.kind == "id":
+        known = ", ".join(str(one) for one in sorted(catalog.snapshots, reverse=True)[:3])
+        hint = f"the newest are {known}" if known else "the run has no snapshots yet"
+        return NoSuchSnapshot(f"there is no snapshot {selector.snapshot}", hint=hint)
+    if not ids:
+        return NoSuchSnapshot(f"@{selector} matches nothing", hint="this lineage has no snapshots yet: leave it out")
+    if selector.kind == "best" and selector.metric is not None:
+        hint = f"keep_best={str(selector.metric)!r} snapshots the weights that were evaluated"
+        return NoSuchSnapshot(f"no snapshot of weights with {selector.metric.path} measured on them", hint=hint)
+    steps = sorted({one.step for one in ids})
+    some = ", ".join(str(step) for step in steps) if len(steps) <= 12 else f"{steps[0]} … {steps[-1]} ({len(steps)})"
+    return NoSuchSnapshot(f"@{selector} matches nothing", hint=f"this lineage has the steps {some}")
+
+
+def _require_accounted(catalog: Catalog, before: int) -> None:
+    strays = sorted(one for one in catalog.snapshots if one.attempt >= before and one.attempt not in catalog.claims)
+    own = sorted(one for one in catalog.snapshots if one.attempt == before)
+    if strays or own:
+        raise NothingRestorable(
+            f"{manifest_key((own or strays)[0])} is there before attempt {before} has begun: the claims were deleted",
+            hint="use another run address, and `spotckpt pull` to get at the old snapshots",
+        )

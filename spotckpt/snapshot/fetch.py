@@ -1,0 +1,334 @@
+"""Reading a snapshot back, trusting nothing: every object must be what the one above it says, digest by digest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from spotckpt.deadline import Deadline
+from spotckpt.errors import Corrupt, LimitExceeded, NotFound, NothingRestorable, SnapshotError
+from spotckpt.snapshot.catalog import in_parallel
+from spotckpt.snapshot.choose import Choice, Evaluated
+from spotckpt.snapshot.envelope import digest
+from spotckpt.snapshot.keys import SnapshotId, manifest_key
+from spotckpt.snapshot.manifest import MAX_MANIFEST_BYTES, Manifest
+from spotckpt.snapshot.pack import read_header
+from spotckpt.snapshot.part import MAX_PART_BYTES, Chunk, Part
+from spotckpt.store.base import Progress, Store
+
+T = TypeVar("T")
+
+PIECE_BYTES = 16 << 20
+"""The most that one ranged read asks for."""
+PIECES_AT_ONCE = 8
+
+_OLDER = "an older snapshot is used if there is one"
+
+
+def read_manifest(
+    store: Store, snapshot: SnapshotId, *, run_id: str | None = None, deadline: Deadline | None = None
+) -> Manifest:
+    """The manifest, checked against its key, and against the run's id if that is given.
+
+    Raises:
+        Corrupt: it is missing, damaged, or another's.
+        FutureFormat: a newer version wrote it.
+        LimitExceeded: it is over the cap.
+    """
+    key = manifest_key(snapshot)
+    manifest = Manifest.from_bytes(_read(store, key, MAX_MANIFEST_BYTES, deadline), key=key)
+    if run_id is not None and manifest.run_id != run_id:
+        raise Corrupt(f"{key} belongs to run {manifest.run_id}, not {run_id}", hint=_OLDER)
+    return manifest
+
+
+def read_manifests(
+    store: Store, snapshots: Iterable[SnapshotId], *, run_id: str | None = None
+) -> dict[SnapshotId, Manifest | SnapshotError]:
+    """Many manifests at once; in place of one that cannot be read, the error that says why."""
+
+    def one(snapshot: SnapshotId) -> Manifest | SnapshotError:
+        try:
+            return read_manifest(store, snapshot, run_id=run_id)
+        except SnapshotError as error:
+            return error
+
+    ids = list(snapshots)
+    return dict(zip(ids, in_parallel(one, ids), strict=True))
+
+
+def evaluated_of(store: Store, *, run_id: str | None, say: Callable[[str], None]) -> Evaluated:
+    """The `evaluated` argument of `choose`: reads each manifest; one that is unreadable is told and left out.
+
+    What it returns raises FutureFormat and StoreError.
+    """
+
+    def evaluated(snapshot: SnapshotId) -> dict[str, float] | None:
+        try:
+            return dict(read_manifest(store, snapshot, run_id=run_id).evaluated)
+        except (Corrupt, LimitExceeded) as error:
+            say(f"cannot compare {snapshot}: {error}")
+            return None
+
+    return evaluated
+
+
+def read_part(store: Store, manifest: Manifest, rank: int = 0, *, deadline: Deadline | None = None) -> Part:
+    """The part of that rank, checked against the manifest; its chunks lie within the packs that the manifest names.
+
+    Raises:
+        Corrupt: it is missing, damaged, or not the one that was committed.
+        FutureFormat, LimitExceeded: as `Part.from_bytes`.
+    """
+    reference = manifest.parts[rank]
+    if reference.length > MAX_PART_BYTES:
+        raise LimitExceeded(f"{reference.key} is said to have {reference.length} bytes", hint=_OLDER)
+    try:
+        data = _read(store, reference.key, reference.length, deadline)
+    except LimitExceeded as error:
+        raise Corrupt(f"{reference.key} is longer than the manifest says", hint=_OLDER) from error
+    if len(data) != reference.length or digest(data) != reference.digest:
+        raise Corrupt(f"{reference.key} is not the object that was committed (digest)", hint=_OLDER)
+    part = Part.from_bytes(data, key=reference.key)
+    _check_inside(part, manifest, reference.key)
+    return part
+
+
+def _check_inside(part: Part, manifest: Manifest, key: str) -> None:
+    packs = {pack.key: pack for pack in manifest.packs}
+    for name in part.packs:
+        if name not in packs:
+            raise Corrupt(f"{key} uses {name}, which its manifest does not name", hint=_OLDER)
+    for entry in part.tensors:
+        for chunk in entry.chunks:
+            pack = packs[part.packs[chunk.pack]]
+            if not pack.header_length <= chunk.offset <= pack.length - chunk.length:
+                raise Corrupt(f"{key}: tensor {entry.name} lies outside {pack.key}", hint=_OLDER)
+
+
+def read_tensors(
+    store: Store,
+    part: Part,
+    indices: Iterable[int] | None = None,
+    *,
+    progress: Progress | None = None,
+    deadline: Deadline | None = None,
+) -> dict[int, bytearray]:
+    """The bytes of tensors, row-major, every digest checked.
+
+    Args:
+        store: rooted at the run.
+        part: from `read_part`.
+        indices: into `part.tensors`; None is all.
+        progress: told the bytes that arrived.
+        deadline: for the whole.
+
+    Returns:
+        A writable buffer per index, which the caller owns.
+
+    Raises:
+        Corrupt: a pack is missing or short, or a chunk does not match its digest.
+    """
+    wanted = sorted(set(range(len(part.tensors)) if indices is None else indices))
+    chunks = [(index, chunk) for index in wanted for chunk in part.tensors[index].chunks]
+    _require_sizes(store, part, [chunk for _, chunk in chunks], deadline)
+    buffers = {index: bytearray(part.tensors[index].size_bytes) for index in wanted}
+    targets = [(chunk, _target(part, index, chunk, buffers[index])) for index, chunk in chunks]
+    for pack, key in enumerate(part.packs):
+        mine = sorted(((c, t) for c, t in targets if c.pack == pack and c.length), key=lambda one: one[0].offset)
+        _fill(store, key, [(chunk.offset, target) for chunk, target in mine], progress, deadline)
+    for (index, chunk), (_, target) in zip(chunks, targets, strict=True):
+        _check_digest(part, index, chunk, target)
+    return buffers
+
+
+def _target(part: Part, index: int, chunk: Chunk, buffer: bytearray) -> memoryview:
+    entry = part.tensors[index]
+    # rows of the first axis are contiguous; other boxes come with resharding, which this version does not write
+    if chunk.start[1:] != (0,) * len(chunk.start[1:]) or chunk.shape[1:] != entry.shape[1:]:
+        raise LimitExceeded(f"tensor {entry.name} of {part.snapshot} is in boxes, not rows", hint="upgrade spotckpt")
+    row = len(buffer) // entry.shape[0] if entry.shape and entry.shape[0] else 0
+    start = chunk.start[0] * row if chunk.start else 0
+    return memoryview(buffer)[start : start + chunk.length]
+
+
+def _require_sizes(store: Store, part: Part, chunks: Sequence[Chunk], deadline: Deadline | None) -> None:
+    """Before anything is allocated: a pack that is missing or short is told by one request each."""
+    for pack, key in enumerate(part.packs):
+        needed = max((chunk.offset + chunk.length for chunk in chunks if chunk.pack == pack), default=0)
+        if not needed:
+            continue
+        try:
+            size = store.stat(key, deadline=deadline).size_bytes
+        except NotFound as error:
+            raise Corrupt(f"{key} is missing", hint=_OLDER) from error
+        if size < needed:
+            raise Corrupt(f"{key} has {size} bytes, and {needed} are needed", hint=_OLDER)
+
+
+def _fill(
+    store: Store,
+    key: str,
+    wanted: Sequence[tuple[int, memoryview]],
+    progress: Progress | None,
+    deadline: Deadline | None,
+) -> None:
+    """Reads (offset, buffer), sorted by offset: neighbours in one request, long ones in several."""
+    spans = _spans([(at + cut, part[cut : cut + PIECE_BYTES]) for at, part in wanted for cut in _cuts(part)])
+    for first in range(0, len(spans), PIECES_AT_ONCE):
+        some = spans[first : first + PIECES_AT_ONCE]
+        ranges = [(span[0][0], sum(len(part) for _, part in span)) for span in some]
+        try:
+            bodies = store.read_ranges(key, ranges, deadline=deadline, progress=progress)
+        except NotFound as error:
+            raise Corrupt(f"{key} is missing", hint=_OLDER) from error
+        for span, body in zip(some, bodies, strict=True):
+            _scatter(span, body, key)
+
+
+def _cuts(part: memoryview) -> range:
+    return range(0, len(part), PIECE_BYTES)
+
+
+def _spans(pieces: Sequence[tuple[int, memoryview]]) -> list[list[tuple[int, memoryview]]]:
+    spans: list[list[tuple[int, memoryview]]] = []
+    size = 0
+    for at, part in pieces:
+        last = spans[-1][-1] if spans else None
+        if last and last[0] + len(last[1]) == at and size + len(part) <= PIECE_BYTES:
+            spans[-1].append((at, part))
+            size += len(part)
+        else:
+            spans.append([(at, part)])
+            size = len(part)
+    return spans
+
+
+def _scatter(span: Sequence[tuple[int, memoryview]], body: bytes, key: str) -> None:
+    view, place = memoryview(body), 0
+    if len(body) != sum(len(part) for _, part in span):
+        raise Corrupt(f"{key} ended early", hint=_OLDER)
+    for _, part in span:
+        part[:] = view[place : place + len(part)]
+        place += len(part)
+
+
+def _check_digest(part: Part, index: int, chunk: Chunk, data: memoryview) -> None:
+    if digest(data) != chunk.digest:
+        name, key = part.tensors[index].name, part.packs[chunk.pack]
+        raise Corrupt(f"{key}: tensor {name} does not match its digest {chunk.digest[:12]}…", hint=_OLDER)
+
+
+def _read(store: Store, key: str, limit_bytes: int, deadline: Deadline | None) -> bytes:
+    try:
+        return store.read(key, limit_bytes=limit_bytes, deadline=deadline)
+    except NotFound as error:
+        raise Corrupt(f"{key} is missing", hint=_OLDER) from error
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` found. `problems` is empty if every byte is as it was committed."""
+
+    manifest: Manifest
+    tensors: int
+    read_bytes: int
+    problems: tuple[str, ...]
+
+
+def verify(
+    store: Store,
+    snapshot: SnapshotId,
+    *,
+    run_id: str | None = None,
+    progress: Progress | None = None,
+    deadline: Deadline | None = None,
+) -> Verified:
+    """Checks the digests of everything, a few tensors in memory at a time.
+
+    Raises:
+        Corrupt, FutureFormat, LimitExceeded: the manifest or a part cannot be used; all else is in `problems`.
+    """
+    manifest = read_manifest(store, snapshot, run_id=run_id, deadline=deadline)
+    problems = _header_problems(store, manifest, deadline)
+    tensors = read = 0
+    for rank in range(manifest.world_size):
+        part = read_part(store, manifest, rank, deadline=deadline)
+        tensors += len(part.tensors)
+        for group in _groups(part):
+            try:
+                buffers = read_tensors(store, part, group, progress=progress, deadline=deadline)
+                read += sum(len(buffer) for buffer in buffers.values())
+            except Corrupt as error:
+                problems.append(error.message)
+    return Verified(manifest, tensors, read, tuple(problems))
+
+
+def _groups(part: Part) -> list[list[int]]:
+    """Indices by place in the pack, in groups of about `PIECE_BYTES * PIECES_AT_ONCE`."""
+    order = sorted(range(len(part.tensors)), key=lambda i: [(c.pack, c.offset) for c in part.tensors[i].chunks])
+    groups: list[list[int]] = []
+    room = 0
+    for index in order:
+        size = part.tensors[index].size_bytes
+        if not groups or size > room:
+            groups.append([])
+            room = PIECE_BYTES * PIECES_AT_ONCE
+        groups[-1].append(index)
+        room -= size
+    return groups
+
+
+def _header_problems(store: Store, manifest: Manifest, deadline: Deadline | None) -> list[str]:
+    problems = []
+    for pack in manifest.packs:
+        try:
+            stat = store.stat(pack.key, deadline=deadline)
+            if stat.size_bytes != pack.length:
+                problems.append(f"{pack.key} has {stat.size_bytes} bytes, {pack.length} were committed")
+                continue
+            header = store.read_ranges(pack.key, [(0, pack.header_length)], deadline=deadline)[0]
+            if digest(header) != pack.header_digest:
+                problems.append(f"{pack.key}: the header does not match its digest")
+            else:
+                read_header(header, key=pack.key)
+        except NotFound:
+            problems.append(f"{pack.key} is missing")
+        except SnapshotError as error:
+            problems.append(error.message)
+    return problems
+
+
+def pick(
+    store: Store, choice: Choice, check: Callable[[SnapshotId], T], say: Callable[[str], None]
+) -> tuple[SnapshotId, T] | None:
+    """Tries the candidates in order.
+
+    Args:
+        store: named in the error.
+        choice: from `choose`.
+        check: reads what the caller needs of a snapshot; Corrupt, NotFound or LimitExceeded skips it.
+        say: told what was wrong with each one skipped.
+
+    Returns:
+        The first that is whole and what `check` gave for it; None for a fresh start.
+
+    Raises:
+        NothingRestorable: none is, listing each; never a fresh start in its place.
+        FutureFormat: a newer version wrote a candidate: to skip it would lose what that version did.
+    """
+    if choice.fresh:
+        return None
+    wrong = []
+    for snapshot in choice.candidates:
+        try:
+            return snapshot, check(snapshot)
+        except (Corrupt, LimitExceeded, NotFound) as error:
+            wrong.append(f"{snapshot}: {getattr(error, 'message', error)}")
+            say(f"snapshot {wrong[-1]}; skipped")
+    listing = "; ".join(wrong[:10]) + (f"; and {len(wrong) - 10} more" if len(wrong) > 10 else "")
+    raise NothingRestorable(
+        f"none of the {len(wrong)} snapshots of {store.uri} can be restored: {listing}",
+        hint="name another by its full id, or give another run address to begin anew",
+    )
