@@ -52,7 +52,6 @@ class Board:
         self._shown: dict[str, tuple[Notice, ...]] = {}
         self._first_seen: dict[str, float] = {}
         self._announced: set[str] = set()
-        self._load()
 
     def see(self, source: str, notices: Sequence[Notice]) -> None:
         """Takes what a source shows now for all that it shows, and announces what is new."""
@@ -120,7 +119,8 @@ class Board:
         fields = [{**asdict(notice), "first_seen": self._first_seen[notice.id]} for notice in notices]
         write_durably(self._path, json.dumps({"boot_id": boot_id(), "notices": fields}).encode())
 
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Takes up what an earlier agent was told by hand on this boot."""
         try:
             kept = json.loads(self._path.read_bytes())
             if kept["boot_id"] != boot_id():

@@ -1,0 +1,141 @@
+"""An EC2 metadata service on loopback: real HTTP, IMDSv2, every answer settable while it runs."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TOKEN_PATH = "/latest/api/token"
+SPOT_PATH = "/latest/meta-data/spot/instance-action"
+REBALANCE_PATH = "/latest/meta-data/events/recommendations/rebalance"
+SCHEDULED_PATH = "/latest/meta-data/events/maintenance/scheduled"
+LIFECYCLE_PATH = "/latest/meta-data/autoscaling/target-lifecycle-state"
+INSTANCE_PATH = "/latest/meta-data/instance-id"
+
+
+def iso(wall: float) -> str:
+    return datetime.fromtimestamp(wall, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Imds:
+    """The service. Change its attributes at any time.
+
+    Attributes:
+        answers: path → (status, body); a path that is not there answers 404.
+        token_status: answer to PUT of a token, 200 gives one.
+        silent: paths that are never answered (until the server closes).
+        date_offset_s: how far the service's clock is from ours; None sends no Date.
+        requests: (method, path, status) of all that came.
+        tokens: those that are valid.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, str]] = {INSTANCE_PATH: (200, "i-0123456789abcdef0")}
+        self.token_status = 200
+        self.silent: set[str] = set()
+        self.date_offset_s: float | None = 0.0
+        self.requests: list[tuple[str, str, int]] = []
+        self.tokens: set[str] = set()
+        self.closing = threading.Event()
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"imds": self}))
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def wall(self) -> float:
+        """The service's own idea of the time."""
+        return time.time() + (self.date_offset_s or 0.0)
+
+    def spot(self, action: str, *, in_s: float | None) -> None:
+        fields: dict[str, Any] = {"action": action}
+        if in_s is not None:
+            fields["time"] = iso(self.wall() + in_s)
+        self.answers[SPOT_PATH] = (200, json.dumps(fields))
+
+    def rebalance(self, *, at: float = 0.0) -> None:
+        self.answers[REBALANCE_PATH] = (200, json.dumps({"noticeTime": iso(self.wall() + at)}))
+
+    def clear(self) -> None:
+        for path in (SPOT_PATH, REBALANCE_PATH, SCHEDULED_PATH, LIFECYCLE_PATH):
+            self.answers.pop(path, None)
+
+    def expire_tokens(self) -> None:
+        self.tokens.clear()
+
+    def count(self, method: str, path: str) -> int:
+        return sum(1 for seen in list(self.requests) if seen[:2] == (method, path))
+
+    def close(self) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
+
+
+@contextmanager
+def running_imds() -> Iterator[Imds]:
+    imds = Imds()
+    try:
+        yield imds
+    finally:
+        imds.close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    imds: Imds
+
+    def do_PUT(self) -> None:
+        ttl = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
+        if self.path != TOKEN_PATH:
+            self._answer(405, "")
+        elif not ttl.isdigit() or not 1 <= int(ttl) <= 21600 or "X-Forwarded-For" in self.headers:
+            self._answer(400, "")
+        elif self.imds.token_status != 200:
+            self._answer(self.imds.token_status, "")
+        else:
+            token = secrets.token_urlsafe(24)
+            self.imds.tokens.add(token)
+            self._answer(200, token)
+
+    def do_GET(self) -> None:
+        if self.headers.get("X-aws-ec2-metadata-token") not in self.imds.tokens:
+            self._answer(401, "")
+            return
+        self._answer(*self.imds.answers.get(self.path, (404, "")))
+
+    def _answer(self, status: int, body: str) -> None:
+        if self.path in self.imds.silent:
+            self.imds.closing.wait()
+            self.close_connection = True
+            return
+        self.imds.requests.append((self.command, self.path, status))
+        self.send_response_only(status)
+        if self.imds.date_offset_s is not None:
+            self.send_header("Date", formatdate(self.imds.wall(), usegmt=True))
+        if 300 <= status < 400:
+            self.send_header("Location", body)
+        self.send_header("Content-Length", str(len(body.encode())))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that hang up are what the tests are about."""
