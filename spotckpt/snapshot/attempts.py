@@ -6,6 +6,7 @@ here compares clocks of two machines: a heartbeat is stale when its bytes have n
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,8 @@ def ensure_run(store: Store, *, clock: Clock = SYSTEM_CLOCK, tags: Mapping[str, 
     """
     record = read_run(store)
     if record is None:
-        try:
+        with contextlib.suppress(AlreadyExists):  # another was first
             store.put_if_absent(RUN_KEY, _new_run(clock, tags).to_bytes())
-        except AlreadyExists:
-            pass  # another was first
     data = store.read(RUN_KEY, limit_bytes=MAX_RECORD_BYTES)
     require_conditions(store, RUN_KEY, data)
     return RunRecord.from_bytes(data)

@@ -54,8 +54,8 @@ class Catalog:
 
     @property
     def highest(self) -> int:
-        """The highest attempt that was claimed, 0 if none."""
-        return max(self.claims, default=0)
+        """The highest attempt that left a record, 0 if none."""
+        return max([*self.claims, *self.bases, *self.heartbeats], default=0)
 
     def of_attempt(self, attempt: int) -> list[SnapshotId]:
         """The attempt's snapshots, newest first; one that is missing stands where it should be."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from spotckpt.address import NEWEST, Selector
+from spotckpt.address import NEWEST, Metric, Selector
 from spotckpt.errors import AddressError, Corrupt, NoSuchSnapshot, NothingRestorable, SnapshotError
 from spotckpt.snapshot.catalog import Catalog
 from spotckpt.snapshot.keys import SnapshotId, base_key, claim_key, manifest_key
@@ -70,7 +70,7 @@ def lineage(catalog: Catalog, attempt: int, *, evaluated: Evaluated | None = Non
     last = _last_with_effect(catalog, attempt)
     recorded = found = _recorded(catalog, last)
     for number in range(last + 1, attempt + 1):
-        found = _handed_on(catalog, recorded, found, _selector_of(catalog, number), number, evaluated)
+        found = _handed_on(catalog, recorded, number, evaluated) or found
     return found
 
 
@@ -148,19 +148,18 @@ def _no_base(catalog: Catalog, attempt: int) -> SnapshotError:
     return catalog.problems.get(key) or Corrupt(f"{key} is missing, though the attempt committed", hint=_BY_ID)
 
 
-def _handed_on(
-    catalog: Catalog, recorded: Lineage, found: Lineage, selector: Selector, attempt: int, evaluated: Evaluated | None
-) -> Lineage:
-    """What is left of `found` when an attempt with that selector came and went without effect."""
+def _handed_on(catalog: Catalog, recorded: Lineage, attempt: int, evaluated: Evaluated | None) -> Lineage | None:
+    """What an attempt that came and went without effect would have continued; None if it changed nothing."""
+    selector = _selector_of(catalog, attempt)
     if selector.kind == "newest":
-        return found
+        return None
     if str(selector) in recorded.consumed:
         return recorded
     if selector.kind == "start":
-        return Lineage((), ("start",))
+        return Lineage((), (str(selector),))
     candidates = _matching(catalog, recorded, selector, attempt, evaluated)
     if not candidates:  # it ended with an error
-        return found
+        return None
     chosen = _back_from(catalog, candidates[0])
     return Lineage(chosen.ids, (str(selector),), chosen.cut)
 
@@ -185,22 +184,19 @@ def _matching(
         case "step_at_most":
             return tuple(one for one in line.ids if one.step <= selector.step)
         case "best":
-            return _best_first(line.ids, selector, evaluated)
+            assert selector.metric is not None
+            return _best_first(line.ids, selector.metric, evaluated)
         case _:
             found = SnapshotId.parse(selector.snapshot)
             return (found,) if found in catalog.snapshots and found.attempt < before else ()
 
 
-def _best_first(ids: Sequence[SnapshotId], selector: Selector, evaluated: Evaluated | None) -> tuple[SnapshotId, ...]:
-    assert selector.metric is not None
+def _best_first(ids: Sequence[SnapshotId], metric: Metric, evaluated: Evaluated | None) -> tuple[SnapshotId, ...]:
     assert evaluated is not None, "best needs the manifests"
-    values = {}
-    for one in ids:
-        value = (evaluated(one) or {}).get(selector.metric.path, math.nan)
-        if not math.isnan(value):
-            values[one] = value
-    # a stable sort: of equals the newest first
-    return tuple(sorted(values, key=lambda one: values[one] * (-1 if selector.metric.mode == "max" else 1)))
+    values = {one: (evaluated(one) or {}).get(metric.path, math.nan) for one in ids}
+    sign = -1 if metric.mode == "max" else 1
+    numbers = (one for one in ids if not math.isnan(values[one]))
+    return tuple(sorted(numbers, key=lambda one: sign * values[one]))  # stable: of equals the newest first
 
 
 def _no_such(selector: Selector, ids: Sequence[SnapshotId], catalog: Catalog) -> NoSuchSnapshot:

@@ -111,8 +111,8 @@ def read_tensors(
     store: Store,
     part: Part,
     indices: Iterable[int] | None = None,
-    *,
     progress: Progress | None = None,
+    *,
     deadline: Deadline | None = None,
 ) -> dict[int, bytearray]:
     """The bytes of tensors, row-major, every digest checked.
@@ -240,9 +240,9 @@ class Verified:
 def verify(
     store: Store,
     snapshot: SnapshotId,
+    progress: Progress | None = None,
     *,
     run_id: str | None = None,
-    progress: Progress | None = None,
     deadline: Deadline | None = None,
 ) -> Verified:
     """Checks the digests of everything, a few tensors in memory at a time.

@@ -170,7 +170,7 @@ class History(Mapping[str, Mapping[str, Series]]):
         found = {}
         for set, name, series in self._each():
             for mode in ("min", "max"):
-                best = series.best(mode)  # type: ignore[arg-type]
+                best = series.best(mode)
                 if best is not None:
                     found[f"{set}/{name}:{mode}"] = best
         return found
@@ -204,7 +204,7 @@ def as_float(value: object, path: str) -> float:
         value = item()
     if not isinstance(value, (float, int)):
         raise UsageError(
-            f"metric {path}: {type(value).__name__} is not a single number, and non-scalar values are not supported yet",
+            f"metric {path}: {type(value).__name__} is not one number; non-scalar values are not supported yet",
             hint="log a float, as in loss.item()",
         )
     try:

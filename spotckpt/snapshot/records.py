@@ -82,7 +82,8 @@ class Holder:
         """Reads it out of a claim."""
         names = ("host", "instance", "boot_id", "pid_namespace")
         numbers = ("agent_pid", "agent_start", "trainer_pid", "trainer_start")
-        return cls(*(fields.text(name) for name in names), *(fields.count(name) for name in numbers))
+        host, instance, boot_id, pid_namespace = (fields.text(name) for name in names)
+        return cls(host, instance, boot_id, pid_namespace, *(fields.count(name) for name in numbers))
 
 
 @dataclass(frozen=True)

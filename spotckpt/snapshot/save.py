@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
-from spotckpt.errors import AlreadyExists, Corrupt, OutcomeUnknown, SnapshotError, Superseded
+from spotckpt.errors import AlreadyExists, Corrupt, OutcomeUnknown, SnapshotError, StoreError, Superseded
 from spotckpt.snapshot.envelope import digest
 from spotckpt.snapshot.fetch import read_manifest
 from spotckpt.snapshot.keys import SnapshotId, claim_key, manifest_key, pack_key, parse_key, part_key
@@ -133,7 +133,7 @@ def commit(store: Store, manifest: Manifest, *, deadline: Deadline | None = None
     except AlreadyExists:
         if not _is_ours(store, manifest, deadline):
             raise
-    if is_superseded(store, manifest.snapshot.attempt, deadline=deadline):
+    if _superseded(store, manifest, deadline):
         raise Superseded(f"attempt {manifest.snapshot.attempt + 1} owns the run now; {manifest.snapshot} is not used")
 
 
@@ -142,14 +142,25 @@ def is_superseded(store: Store, attempt: int, *, deadline: Deadline | None = Non
     return store.exists(claim_key(attempt + 1), deadline=deadline)
 
 
+def _superseded(store: Store, manifest: Manifest, deadline: Deadline | None) -> bool:
+    try:
+        return is_superseded(store, manifest.snapshot.attempt, deadline=deadline)
+    except StoreError as error:
+        raise OutcomeUnknown(
+            "commit",
+            manifest_key(manifest.snapshot),
+            f"it is written, but whether a later attempt owns the run is not known: {error.message}",
+            hint="commit it again",
+        ) from error
+
+
 def _is_ours(store: Store, manifest: Manifest, deadline: Deadline | None) -> bool:
     """Whether an earlier try of ours landed. Only the times may differ: that agent may have died since."""
     key = manifest_key(manifest.snapshot)
-    data = store.read(key, limit_bytes=MAX_MANIFEST_BYTES, deadline=deadline)
     try:
-        found = Manifest.from_bytes(data, key=key)
-    except SnapshotError as error:
-        raise OutcomeUnknown("put_if_absent", key, f"what is there cannot be read: {error.message}") from error
+        found = Manifest.from_bytes(store.read(key, limit_bytes=MAX_MANIFEST_BYTES, deadline=deadline), key=key)
+    except (SnapshotError, StoreError) as error:
+        raise OutcomeUnknown("commit", key, f"what is there cannot be read: {error.message}") from error
     return (found.run_id, found.parts, found.packs) == (manifest.run_id, manifest.parts, manifest.packs)
 
 

@@ -29,7 +29,7 @@ _HINT = "track it with a state_dict, or store plain values, tensors and arrays"
 Leaf = Callable[[Any, str], "dict[str, Any] | None"]
 """(value, path) → an object with a `"$..."` tag of its own, or None: not mine."""
 ArrayLeaf = Callable[["numpy.ndarray[Any, Any]", str], int]
-"""(array, path) → its index in the tensor table. The array is C-contiguous, little-endian, of a dtype of `ARRAY_DTYPES`."""
+"""(array, path) → its index in the tensor table. The array is C-contiguous and of a dtype of `ARRAY_DTYPES`."""
 DecodeLeaf = Callable[["dict[str, Any]"], Any]
 """The inverse of `Leaf` for tags that are not built in; raises Corrupt for one it does not know either."""
 DecodeArray = Callable[[int], "numpy.ndarray[Any, Any]"]
@@ -327,7 +327,7 @@ def _enum_from_json(node: dict[str, Any]) -> enum.Enum:
 
 
 def _dtype_text(dtype: numpy.dtype[Any], path: str) -> str:
-    if dtype.kind not in _ARRAY_KINDS or dtype.itemsize > 16 and dtype.kind in "fc" or dtype.str[1:] in ("f16", "c32"):
+    if dtype.kind not in _ARRAY_KINDS or dtype.str[1:] in ("f16", "c32"):  # long double differs between platforms
         raise EncodeError(f"{path}: numpy dtype {dtype}", hint="store numbers, strings of fixed length or times")
     return dtype.str
 
