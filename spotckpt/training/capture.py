@@ -7,15 +7,22 @@ copy_into(captured, slot_memory, plan)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from spotckpt.snapshot.pack import Layout, size_bytes
+from spotckpt.snapshot.tree import encode
+from spotckpt.training.leaves import encode_leaf
+from spotckpt.training.objects import kind_of, state_of, why_suspicious
+from spotckpt.training.tensors import Storable, dtype_name, memory_strides, write_tensor
 
-@dataclass
+_STEP = re.compile(r"\.(\w+)|\[(.*?)\](?=[.\[]|$)", re.DOTALL)
+
+
 class Capture:
     """What a boundary's state is made of; the tensors are the live ones.
 
@@ -25,24 +32,86 @@ class Capture:
         names: unique and readable, as in `model/layer1.weight`, `optimizer/state/3/exp_avg`, `run/vars/ema`.
     """
 
-    tree: dict[str, Any] = field(default_factory=dict)
-    tensors: list[torch.Tensor | np.ndarray[Any, Any]] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.tree: dict[str, Any] = {"objects": {}, "run": {}}
+        self.tensors: list[Storable] = []
+        self.names: list[str] = []
+        self._rows: dict[tuple[object, ...], int] = {}
+        self._taken: dict[str, int] = {}
 
     @property
     def specs(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """(name, dtype, logical shape) of each tensor, for `snapshot.pack.layout`."""
-        raise NotImplementedError
+        return [
+            (name, dtype_name(value), tuple(value.shape)) for name, value in zip(self.names, self.tensors, strict=True)
+        ]
 
     @property
     def strides(self) -> list[tuple[int, ...] | None]:
-        """Of each tensor, in elements: what a restore lays it out with; None is contiguous."""
-        raise NotImplementedError
+        """Of each tensor, in elements: what a restore lays it out with; None is row-major."""
+        return [memory_strides(value) for value in self.tensors]
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        raise NotImplementedError
+        return sum(size_bytes(dtype, shape) for _, dtype, shape in self.specs)
+
+    def encode(self, value: object, *, path: str, name: str) -> Any:
+        """Encodes one value; its tensors join the table under names that start with `name`.
+
+        Args:
+            value: the state.
+            path: what errors call it.
+            name: what tensors are named after, as in `model` or `run/vars`.
+
+        Raises:
+            EncodeError: what cannot be held, by its path.
+        """
+        keys = _top_level_keys(value)
+
+        def tensor_name(one: object, where: str) -> str:
+            return f"{name}/{keys[id(one)]}" if id(one) in keys else name + _slashes(where.removeprefix(path))
+
+        return encode(
+            value,
+            path=path,
+            leaf=lambda one, where: encode_leaf(one, where, lambda t, p: self._add(t, tensor_name(t, p))),
+            array=lambda one, where: self._add(one, tensor_name(one, where)),
+        )
+
+    def _add(self, value: Storable, name: str) -> int:
+        if isinstance(value, torch.Tensor):
+            value = value.detach()
+        key = _identity(value)
+        if key not in self._rows or value.nbytes == 0:
+            self._rows[key] = len(self.tensors)
+            self.tensors.append(value)
+            self.names.append(self._unique(name))
+        return self._rows[key]
+
+    def _unique(self, name: str) -> str:
+        self._taken[name] = self._taken.get(name, 0) + 1
+        return name if self._taken[name] == 1 else self._unique(f"{name}#{self._taken[name]}")
+
+
+def _top_level_keys(value: object) -> dict[int, str]:
+    # A module's keys contain dots and may be long: they are better names than paths made of them.
+    if not isinstance(value, Mapping):
+        return {}
+    return {id(one): key for key, one in value.items() if type(key) is str and isinstance(one, torch.Tensor)}
+
+
+def _slashes(path: str) -> str:
+    steps = (attribute or index.strip("'\"") for attribute, index in _STEP.findall(path))
+    return "".join(f"/{step}" for step in steps)
+
+
+def _identity(value: Storable) -> tuple[object, ...]:
+    """Equal for tensors that are the same memory seen alike. The table keeps them alive, so no place recurs."""
+    if isinstance(value, np.ndarray):
+        return ("array", value.__array_interface__["data"][0], value.shape, value.strides, value.dtype.str)
+    place = (value.device, value.data_ptr(), value.storage_offset(), tuple(value.shape), value.stride())
+    return (*place, value.dtype, value.is_conj(), value.is_neg())
 
 
 def capture(objects: Mapping[str, object], extra: Mapping[str, object]) -> Capture:
@@ -56,7 +125,14 @@ def capture(objects: Mapping[str, object], extra: Mapping[str, object]) -> Captu
         EncodeError: a value that a snapshot cannot hold, named by its path.
         UsageError: an object that cannot be tracked.
     """
-    raise NotImplementedError
+    captured = Capture()
+    for name, obj in objects.items():
+        kind = kind_of(name, obj)
+        state = captured.encode(state_of(kind, obj), path=name, name=name)
+        captured.tree["objects"][name] = {"kind": kind, "state": state}
+    for name, value in extra.items():
+        captured.tree["run"][name] = captured.encode(value, path=name, name=f"run/{name}")
+    return captured
 
 
 def check_encodable(value: object, *, path: str) -> None:
@@ -65,7 +141,7 @@ def check_encodable(value: object, *, path: str) -> None:
     Raises:
         EncodeError: as `capture` would raise for it; the message starts with the path.
     """
-    raise NotImplementedError
+    Capture().encode(value, path=path, name="")
 
 
 def check_object(name: str, obj: object) -> str | None:
@@ -79,10 +155,13 @@ def check_object(name: str, obj: object) -> str | None:
         EncodeError: its state holds something that a snapshot cannot.
         UsageError: it cannot be restored in place.
     """
-    raise NotImplementedError
+    kind = kind_of(name, obj)
+    state = state_of(kind, obj)
+    check_encodable(state, path=name)
+    return why_suspicious(name, kind, obj, state) or None
 
 
-def copy_into(captured: Capture, buffer: Any, layout: Any) -> None:
+def copy_into(captured: Capture, buffer: Any, layout: Layout) -> None:
     """Writes every tensor to its place in the data section; returns when all bytes are there.
 
     Args:
@@ -90,4 +169,10 @@ def copy_into(captured: Capture, buffer: Any, layout: Any) -> None:
         buffer: writable, at least `layout.data_bytes` long; the data section of a slot.
         layout: from `snapshot.pack.layout(captured.specs)`.
     """
-    raise NotImplementedError
+    devices = set()
+    for value, offset in zip(captured.tensors, layout.offsets, strict=True):
+        write_tensor(value, buffer, offset)
+        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+            devices.add(value.device)
+    for device in devices:
+        torch.accelerator.synchronize(device) if hasattr(torch, "accelerator") else torch.cuda.synchronize(device)

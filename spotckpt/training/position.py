@@ -1,15 +1,24 @@
 """The data position: which epoch, which loop of it, which batch, and the generators that the order depends on.
 
-A batch order cannot be restored by setting the generators to where they were at the snapshot: the order was drawn earlier.
-So a loop remembers the generators' state at its start. A resume sets that state, makes a new iterator, draws and drops the
-batches that were consumed, and sets the state of the snapshot.
+A batch order cannot be restored by setting the generators to where they were at the snapshot: the order was drawn
+earlier. So a loop remembers the generators' state at its start. A resume sets that state, makes a new iterator, draws
+and drops the batches that were consumed, and sets the state of the snapshot.
+
+A program is resumed by running it again: loops that were over at the snapshot yield nothing, the one that was running
+goes on, and when it does the loops have *arrived*. Loops are told apart by their place (`_Place`).
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from types import GeneratorType
 from typing import Any, Generic, Literal, TypeVar
 
+from spotckpt.errors import MismatchError, UsageError
+from spotckpt.training import replay
+from spotckpt.training.generators import Generators
 from spotckpt.training.rng import Generator
 
 T = TypeVar("T")
@@ -17,14 +26,44 @@ T = TypeVar("T")
 Resume = Literal["replay", "skip"]
 
 
+@dataclass(frozen=True, order=True)
+class _Place:
+    """Ordered as the program passes through.
+
+    Attributes:
+        loop: how many `epochs` loops began.
+        epoch: of the newest of them.
+        over: whether that one is over.
+        calls: how many `batches` and `steps` loops ended in this epoch, or outside of epochs since.
+    """
+
+    loop: int = 0
+    epoch: int = 0
+    over: bool = False
+    calls: int = 0
+
+    @property
+    def slot(self) -> str:
+        """The place without the epoch: where the same loader is met in each epoch."""
+        return f"{self.loop}.{int(self.over)}.{self.calls}"
+
+    def __str__(self) -> str:
+        where = f"after epochs loop {self.loop}" if self.over else f"epoch {self.epoch}"
+        return f"{where}, loop {self.calls + 1}"
+
+
 class Batches(Generic[T]):
     """What `Position.batches` returns: iterate it once; `len` is the loader's."""
 
+    def __init__(self, loader: Iterable[T], run: Callable[[], Iterator[T]]) -> None:
+        self._loader = loader
+        self._run = run
+
     def __iter__(self) -> Iterator[T]:
-        raise NotImplementedError
+        return self._run()
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self._loader)  # type: ignore[arg-type]
 
 
 class Position:
@@ -38,41 +77,82 @@ class Position:
         progress: called as `progress(done, total)` while batches are replayed; may raise to stop.
     """
 
-    def __init__(
-        self, *, say: Callable[[str], None], progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> None:
-        raise NotImplementedError
+    def __init__(self, *, say: Callable[[str], None], progress: replay.Progress = lambda done, total: None) -> None:
+        self._said: set[str] = set()
+        self._tell = say
+        self._progress = progress
+        self._generators = Generators(self._say)
+        self._place = _Place()
+        self._left_by = ""
+        self._active: dict[str, Any] | None = None
+        self._ended_steps: dict[str, int] | None = None
+        self._warm: set[str] = set()
+        self._warm_loaders: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._once: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._token: object = None
+        self._in_epochs = False
+        self._in_body = False
+        self._target: _Target | None = None
 
     @property
     def epoch(self) -> int:
         """The epoch that `epochs` yielded last; after its end the next one; 0 without epochs."""
-        raise NotImplementedError
+        return self._place.epoch
 
     @property
     def batch(self) -> int:
         """In a loop's body the index of its batch, at the boundary after it the number consumed; 0 outside."""
-        raise NotImplementedError
+        return self._active["count"] if self._active else 0
+
+    @property
+    def in_body(self) -> bool:
+        """Whether a batch or step is being worked on: a snapshot taken now would hold it half done."""
+        return self._in_body
 
     @property
     def resuming(self) -> bool:
         """Whether a position was loaded and the loops have not arrived there yet."""
-        raise NotImplementedError
+        return self._target is not None
 
     def watch(self, name: str, generator: Generator) -> None:
         """Makes a tracked generator part of the position: it may govern the order of batches."""
-        raise NotImplementedError
+        self._generators.watch(name, generator)
 
     def state(self) -> dict[str, Any]:
         """The position and all generators' states, encodable; while `resuming`, what was loaded."""
-        raise NotImplementedError
+        if self._target is not None:
+            return dict(self._target.state)
+        return {
+            "place": asdict(self._place),
+            "left_by": self._left_by,
+            "active": dict(self._active) if self._active else None,
+            "ended_steps": dict(self._ended_steps) if self._ended_steps else None,
+            "warm": sorted(self._warm),
+            "generators": self._generators.state(),
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes over a decoded `state()`; before the first loop. The loops then lead there."""
-        raise NotImplementedError
+        assert self._place == _Place(), "a position is loaded before the first loop"
+        self._target = _Target(state)
+        self._generators.load(state["generators"])
+        self._warm = set(state["warm"])
 
     def arrive(self) -> None:
         """Puts the generators of a loaded position back now, for a program without our loops. Idempotent."""
-        raise NotImplementedError
+        if self._target is not None:
+            self._target = None
+            self._generators.arrive()
+
+    def finish(self) -> None:
+        """Ends open loops as `break` does, for the last snapshot of a run that is finished."""
+        if self._target is not None:
+            return
+        self._end_call(self._token)
+        if self._in_epochs:
+            self._leave_epochs("break")
+
+    # Epochs
 
     def epochs(self, num_epochs: int, *, on_epoch_end: Callable[[], None]) -> Iterator[int]:
         """Yields the epochs that are left; after each body the position is the next epoch, then `on_epoch_end()`.
@@ -80,17 +160,263 @@ class Position:
         A loop that was left by `break` yields nothing after a resume; one that was exhausted goes on if `num_epochs`
         is larger now.
         """
-        raise NotImplementedError
+        self._enter_epochs(num_epochs)
+        try:
+            while self._in_epochs and self._place.epoch < num_epochs:
+                yield self._place.epoch
+                if not self._in_epochs:
+                    return
+                self._move(_Place(self._place.loop, self._place.epoch + 1))
+                on_epoch_end()
+        except GeneratorExit:
+            if self._in_epochs:
+                self._leave_epochs("break")
+            raise
+        if self._in_epochs:
+            self._leave_epochs("end")
+
+    def _enter_epochs(self, num_epochs: int) -> None:
+        if self._in_epochs or self._token is not None:
+            raise UsageError("run.epochs inside another loop of the run", hint="use a plain range for the inner loop")
+        self._move(self._place)
+        place = _Place(self._place.loop + 1)
+        self._in_epochs = True
+        self._left_by = ""
+        target = self._target
+        if target is None or place.loop > target.place.loop:
+            self._move(place)
+        elif place.loop < target.place.loop:
+            self._leave_epochs("end", place)
+        else:
+            self._enter_target_epoch(target, num_epochs)
+
+    def _enter_target_epoch(self, target: _Target, num_epochs: int) -> None:
+        place = _Place(target.place.loop, target.place.epoch)
+        more = num_epochs > place.epoch
+        if target.place.over and not (more and target.left_by == "end"):
+            self._leave_epochs(target.left_by, place)
+        elif target.place.over or not more:
+            # More epochs than the finished run had, or fewer than are done.
+            self._place = place
+            self.arrive()
+        else:
+            self._move(place)
+
+    def _leave_epochs(self, how: str, place: _Place | None = None) -> None:
+        self._in_epochs = False
+        self._left_by = how
+        self._move(replace(place or self._place, over=True, calls=0))
+
+    # Loops inside
 
     def batches(self, loader: Iterable[T], *, resume: Resume = "replay", on_boundary: Callable[[], None]) -> Batches[T]:
         """Yields the batches that are left; `on_boundary()` after each body, before the next batch is fetched.
 
         Raises:
-            UsageError: two loops at once, or one iterator used in two loops.
+            UsageError: two loops at once, or an iterator whose start cannot be repeated.
             MismatchError: on resume, when the loader has fewer batches than were consumed.
         """
-        raise NotImplementedError
+        if resume not in ("replay", "skip"):
+            raise UsageError(f"resume={resume!r} is unknown", hint="use 'replay' (exact) or 'skip' (fast)")
+        replay.require_repeatable(loader)
+        return Batches(loader, lambda: self._batches(loader, resume, on_boundary))
+
+    def _batches(self, loader: Iterable[T], resume: Resume, on_boundary: Callable[[], None]) -> Iterator[T]:
+        token = self._enter_call(loader)
+        try:
+            slot = self._sight(loader)
+            if self._is_over():
+                return
+            iterator = self._start(loader, slot, resume)
+            while self._token is token:
+                try:
+                    self._in_body = True
+                    yield next(iterator)
+                except StopIteration:
+                    return
+                self._after_body(token, on_boundary)
+        finally:
+            self._end_call(token)
 
     def steps(self, num_steps: int, *, on_boundary: Callable[[], None]) -> Iterator[int]:
         """Yields the steps that are left, counted from 0; `on_boundary()` after each body."""
-        raise NotImplementedError
+        token = self._enter_call(None)
+        exhausted = None
+        try:
+            if self._is_over() and not self._has_more_steps(num_steps):
+                return
+            first = self._first_step()
+            self._active = {"kind": "steps", "count": first, "start": None, "cold": True}
+            for step in range(first, num_steps):
+                self._in_body = True
+                yield step
+                if self._token is not token:
+                    return
+                self._after_body(token, on_boundary)
+            exhausted = {"call": self._place.calls, "count": max(first, num_steps)}
+        finally:
+            self._end_call(token, ended_steps=exhausted)
+
+    def _after_body(self, token: object, on_boundary: Callable[[], None]) -> None:
+        if self._token is token and self._active is not None:
+            self._in_body = False
+            self._active = {**self._active, "count": self._active["count"] + 1}
+            on_boundary()
+
+    def _enter_call(self, loader: object) -> object:
+        if self._token is not None:
+            raise UsageError(
+                "run.batches or run.steps inside another one that is not over",
+                hint="use the plain loader in the inner loop; loops that are zipped, or were left without break, cannot be resumed",
+            )
+        if isinstance(loader, GeneratorType):
+            if loader in self._once:
+                raise UsageError(
+                    "the same generator is iterated by a second run.batches: a resume could not find its place",
+                    hint="make a new one each time, or give run.batches the loader it draws from",
+                )
+            self._once.add(loader)
+        self._move(self._place)
+        self._token = object()
+        return self._token
+
+    def _end_call(self, token: object, *, ended_steps: dict[str, int] | None = None) -> None:
+        if token is None or self._token is not token:
+            return
+        self._token = self._active = None
+        self._in_body = False
+        self._ended_steps = ended_steps
+        self._move(replace(self._place, calls=self._place.calls + 1))
+
+    def _sight(self, loader: object) -> str:
+        slot = self._place.slot
+        self._generators.sight(slot, loader)
+        if slot in self._warm and replay.keeps_workers(loader):
+            self._warm_loaders.add(loader)
+        return slot
+
+    def _is_over(self) -> bool:
+        target = self._target
+        return target is not None and self._place < target.place
+
+    def _has_more_steps(self, num_steps: int) -> bool:
+        """Whether the loop that is over is the last one, ended by its number of steps, and has more of them now."""
+        target = self._target
+        assert target is not None
+        ended = target.ended_steps
+        return (
+            ended is not None
+            and target.active is None
+            and target.place == replace(self._place, calls=self._place.calls + 1)
+            and ended["call"] == self._place.calls
+            and num_steps > ended["count"]
+        )
+
+    def _first_step(self) -> int:
+        """Where a `steps` loop goes on; arrives there."""
+        target = self._target
+        if target is None:
+            return 0
+        count = target.ended_steps["count"] if self._is_over() and target.ended_steps else target.count("steps")
+        self.arrive()
+        return count
+
+    def _move(self, place: _Place) -> None:
+        """Goes to a place between loops, and arrives if it is the loaded one."""
+        if place.calls == 0:
+            self._ended_steps = None
+        self._place = place
+        target = self._target
+        if target is None:
+            return
+        if place == target.place and target.active is None:
+            self._ended_steps = target.ended_steps
+            self.arrive()
+        elif place > target.place:
+            raise MismatchError(
+                f"data position: the snapshot was taken at {target.place}, and the program passed by without that loop",
+                hint="resume with the loops that the snapshot was taken in, or start afresh with @start",
+            )
+
+    # Iterators
+
+    def _start(self, loader: Iterable[T], slot: str, resume: Resume) -> Iterator[T]:
+        """An iterator at the first batch that is left; sets `_active`; arrives if it was loaded."""
+        target = self._target
+        count = target.count("batches") if target else 0
+        if target is None or target.active is None:
+            cold = not self._is_warm(loader)
+            start = self._generators.start(slot)
+        else:
+            cold, start = target.active["cold"], target.active["start"]
+        self._active = {"kind": "batches", "count": count, "start": start, "cold": cold}
+        late = self._late(loader, count, resume)
+        source = late or loader
+        if replay.keeps_workers(loader):
+            self._prepare_workers(loader, source, cold=cold)
+            self._warm.add(slot)
+        if target is not None or not cold:
+            self._generators.set_start(slot, start)
+        iterator = iter(source)
+        if target is not None:
+            if late is None:
+                replay.drop(iterator, count, self._progress)
+            self.arrive()
+        return iterator
+
+    def _late(self, loader: Iterable[T], count: int, resume: Resume) -> replay.LateLoader | None:
+        if resume != "skip" or count == 0:
+            return None
+        if not replay.can_skip(loader):
+            self._say(replay.SKIP_IS_REPLAY)
+            return None
+        if loader.num_workers > 0:  # type: ignore[attr-defined]
+            self._say(replay.SKIP_IS_INEXACT)
+        return replay.LateLoader(loader, count)  # type: ignore[arg-type]
+
+    def _is_warm(self, loader: object) -> bool:
+        """Whether the uninterrupted program would have this loader's workers running by now."""
+        if not replay.keeps_workers(loader):
+            return False
+        return replay.has_workers_running(loader) or loader in self._warm_loaders
+
+    def _prepare_workers(self, loader: Iterable[Any], source: Any, *, cold: bool) -> None:
+        """Starts the workers that the uninterrupted program had running: its iterator draws no base seed then."""
+        if cold or (source is loader and replay.has_workers_running(loader)):
+            return
+        self._say(replay.PERSISTENT_IS_INEXACT)
+        if isinstance(source, replay.LateLoader):
+            source.start_workers()
+        else:
+            replay.start_workers(source)
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._tell(text)
+
+
+class _Target:
+    """A loaded position."""
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self.state = state
+        self.place = _Place(**state["place"])
+        self.left_by: str = state["left_by"]
+        self.active: Mapping[str, Any] | None = state["active"]
+        self.ended_steps: dict[str, int] | None = state["ended_steps"]
+
+    def count(self, kind: str) -> int:
+        """How much of the active loop was consumed.
+
+        Raises:
+            MismatchError: that loop is of the other kind.
+        """
+        if self.active is None:
+            return 0
+        if self.active["kind"] != kind:
+            raise MismatchError(
+                f"data position: the snapshot was taken in run.{self.active['kind']} at {self.place}, here is run.{kind}",
+                hint="resume with the loops that the snapshot was taken in, or start afresh with @start",
+            )
+        return int(self.active["count"])

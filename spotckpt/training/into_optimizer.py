@@ -1,0 +1,89 @@
+"""Loading an optimizer: exactly the saved state, but for the settings that the caller overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from spotckpt.errors import MismatchError, UsageError
+from spotckpt.training.grads import parameters_of
+
+_LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "sum", "prev")
+"""State of torch's optimizers that has the parameter's shape; torch itself does not compare."""
+
+
+def load(
+    name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], *, override: Sequence[str] = ()
+) -> None:
+    """Loads a decoded state dict; its tensors may be kept.
+
+    Args:
+        name: for messages.
+        optimizer: changed in place.
+        state: as the optimizer's `state_dict()` gave it.
+        override: keys of `param_groups` that keep the live value, as in `["lr"]`.
+
+    Raises:
+        MismatchError: groups, numbers of parameters or shapes differ; nothing was loaded then.
+        UsageError: `override` names what is no key of `param_groups`.
+    """
+    _check_groups(name, optimizer, state)
+    _check_shapes(name, optimizer, state)
+    kept = [_kept(name, group, override) for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(state))
+    for group, values in zip(optimizer.param_groups, kept, strict=True):
+        group.update(values)
+    _put_exact_values(optimizer, state)
+
+
+def _kept(name: str, group: Mapping[str, Any], override: Sequence[str]) -> dict[str, Any]:
+    for key in override:
+        if key not in group or key == "params":
+            raise UsageError(
+                f"track: override={{{name!r}: [{key!r}]}}: no such setting",
+                hint=f"its settings are {', '.join(sorted(set(group) - {'params'}))}",
+            )
+    return {key: group[key] for key in override}
+
+
+def _check_groups(name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    saved = [len(group["params"]) for group in state["param_groups"]]
+    live = [len(group["params"]) for group in optimizer.param_groups]
+    if saved != live:
+        raise MismatchError(
+            f"{name}: the snapshot has {len(saved)} parameter group(s) of {saved} parameters, "
+            f"the optimizer has {len(live)} of {live}",
+            hint="build the optimizer over the same parameters, or leave it out with drop= and optional=",
+        )
+
+
+def _check_shapes(name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    for index, parameter in _by_saved_id(optimizer, state).items():
+        if torch.nn.parameter.is_lazy(parameter):
+            continue
+        for key, value in state["state"].get(index, {}).items():
+            if key in _LIKE_PARAMETER and isinstance(value, torch.Tensor) and value.shape != parameter.shape:
+                raise MismatchError(
+                    f"{name}: {key} of parameter {index} has the shape {tuple(value.shape)} in the snapshot, "
+                    f"the parameter has {tuple(parameter.shape)}",
+                    hint="give the optimizer the same parameters in the same order",
+                )
+
+
+def _by_saved_id(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[Any, torch.nn.Parameter]:
+    ids = [one for group in state["param_groups"] for one in group["params"]]
+    return dict(zip(ids, parameters_of(optimizer), strict=True))
+
+
+def _put_exact_values(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Undoes the casts of `load_state_dict`: it gives floating state the parameter's dtype."""
+    for index, parameter in _by_saved_id(optimizer, state).items():
+        saved, live = state["state"].get(index), optimizer.state.get(parameter)
+        if not isinstance(saved, Mapping) or live is None:
+            continue
+        for key, value in saved.items():
+            if isinstance(value, torch.Tensor) and isinstance(live.get(key), torch.Tensor):
+                if live[key].dtype != value.dtype:
+                    live[key] = value.to(live[key].device)

@@ -1,0 +1,160 @@
+"""Tensors as bytes: which can be stored, under which dtype name, and back.
+
+The bytes of a tensor are its elements in logical row-major order. How a dense tensor lay in memory (channels-last,
+transposed) is told by its strides and given back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.parameter import Buffer, Parameter
+
+from spotckpt.errors import Corrupt
+from spotckpt.snapshot.part import TensorEntry
+from spotckpt.snapshot.tree import ARRAY_DTYPES
+
+DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+    "C128": torch.complex128,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}
+"""Name in the tensor table → dtype."""
+if hasattr(torch, "float8_e8m0fnu"):
+    DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+"""The inverse of `DTYPES`."""
+
+_ARRAY_TYPES = {name: text for text, name in ARRAY_DTYPES.items()}
+
+Storable = torch.Tensor | np.ndarray[Any, Any]
+
+
+def why_not_storable(tensor: torch.Tensor) -> str:
+    """What keeps a tensor from being stored; empty when nothing does."""
+    if type(tensor) not in (torch.Tensor, Parameter, Buffer):
+        return f"tensor of the type {type(tensor).__module__}.{type(tensor).__qualname__}"
+    if tensor.is_nested:
+        return "nested tensor"
+    if tensor.is_quantized:
+        return "quantized tensor"
+    if tensor.layout != torch.strided:
+        return f"tensor of the layout {tensor.layout}"
+    if tensor.device.type == "meta":
+        return "tensor on the meta device, which holds no values"
+    if tensor.dtype not in DTYPE_NAMES:
+        return f"tensor of {tensor.dtype}"
+    if tensor.grad_fn is not None:
+        return "tensor that is part of an autograd graph"
+    return ""
+
+
+def dtype_name(value: Storable) -> str:
+    """The name in the tensor table."""
+    return DTYPE_NAMES[value.dtype] if isinstance(value, torch.Tensor) else ARRAY_DTYPES[value.dtype.str]
+
+
+def memory_strides(value: Storable) -> tuple[int, ...] | None:
+    """Strides in elements of a tensor that is dense but not plainly row-major; None otherwise."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    strides = tuple(value.stride())
+    if strides == _row_major(value.shape) or not _is_dense(value.shape, strides):
+        return None
+    return strides
+
+
+def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(max(side, 1) for side in shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the elements fill their memory without holes or overlaps."""
+    expected = 1
+    for stride, side in sorted((stride, side) for stride, side in zip(strides, shape, strict=True) if side != 1):
+        if stride != expected:
+            return False
+        expected *= side
+    return expected > 0
+
+
+def write_tensor(value: Storable, buffer: Any, offset: int) -> None:
+    """Copies the elements in row-major order into `buffer` from `offset` on; from CUDA perhaps not at once."""
+    size = value.nbytes
+    if size == 0:
+        return
+    place = torch.frombuffer(buffer, dtype=torch.uint8, offset=offset, count=size)
+    if isinstance(value, torch.Tensor):
+        place.view(value.dtype).view(value.shape).copy_(value.detach(), non_blocking=True)
+    else:
+        place.numpy().view(value.dtype).reshape(value.shape)[...] = value
+
+
+def tensor_view(buffer: Any, entry: TensorEntry) -> torch.Tensor:
+    """The tensor in a buffer, row-major, sharing the buffer's memory.
+
+    Raises:
+        Corrupt: the buffer is not as long as the entry says.
+    """
+    _check_length(buffer, entry)
+    dtype = DTYPES[entry.dtype]
+    if entry.size_bytes == 0:
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.frombuffer(buffer, dtype=torch.uint8).view(dtype).view(entry.shape)
+
+
+def own_tensor(buffer: Any, entry: TensorEntry, device: torch.device) -> torch.Tensor:
+    """The tensor in memory of its own, laid out as it was when captured.
+
+    Raises:
+        Corrupt: the buffer's length or the strides do not fit the entry.
+    """
+    view = tensor_view(buffer, entry)
+    if entry.stride is None:
+        return torch.empty(entry.shape, dtype=view.dtype, device=device).copy_(view)
+    # Checked before the allocation: a forged stride could ask for any amount of memory.
+    if entry.size_bytes and not _is_dense(entry.shape, entry.stride):
+        raise Corrupt(
+            f"tensor {entry.name}: strides {list(entry.stride)} do not fit its shape", hint="use another snapshot"
+        )
+    if entry.size_bytes == 0:
+        return view.to(device)
+    return torch.empty_strided(entry.shape, entry.stride, dtype=view.dtype, device=device).copy_(view)
+
+
+def own_array(buffer: Any, entry: TensorEntry) -> np.ndarray[Any, Any]:
+    """The array in memory of its own, writable, C-contiguous.
+
+    Raises:
+        Corrupt: numpy has no such dtype, or the buffer is not as long as the entry says.
+    """
+    _check_length(buffer, entry)
+    if entry.dtype not in _ARRAY_TYPES:
+        raise Corrupt(f"tensor {entry.name}: {entry.dtype} is no dtype of an array", hint="use another snapshot")
+    return np.frombuffer(buffer, dtype=_ARRAY_TYPES[entry.dtype]).reshape(entry.shape).copy()
+
+
+def _check_length(buffer: Any, entry: TensorEntry) -> None:
+    if memoryview(buffer).nbytes != entry.size_bytes:
+        raise Corrupt(f"tensor {entry.name}: {memoryview(buffer).nbytes} bytes came", hint="use another snapshot")
