@@ -44,8 +44,9 @@ class LocalStore(Store):
 
     def create(self, key: str, data: bytes, *, deadline: Deadline | None = None) -> None:
         """See `Store.create`."""
-        path = self._path("create", key)
-        with self._temporary("create", path, [data], deadline=self.until(deadline)) as temporary:
+        deadline = self.until(deadline)
+        path = self._path("create", key, deadline)
+        with self._temporary("create", path, [data], deadline=deadline) as temporary:
             with self._translated("create", path):
                 os.link(temporary, path)
             self._sync_name("create", path)
@@ -59,8 +60,8 @@ class LocalStore(Store):
         progress: Progress | None = None,
     ) -> Stat:
         """See `Store.put`."""
-        path = self._path("put", key)
         deadline = self.until(deadline, size_bytes=size_of(data))
+        path = self._path("put", key, deadline)
         with self._temporary("put", path, data, deadline=deadline, progress=progress) as temporary:
             with self._translated("put", path):
                 temporary.replace(path)
@@ -72,7 +73,7 @@ class LocalStore(Store):
 
     def read(self, key: str, *, limit_bytes: int, deadline: Deadline | None = None) -> bytes:
         """See `Store.read`."""
-        with self._opened("read", key) as descriptor:
+        with self._opened("read", key, self.until(deadline)) as descriptor:
             size_bytes = os.fstat(descriptor).st_size
             if size_bytes > limit_bytes:
                 raise LimitExceeded(f"{self.uri}/{key} has {size_bytes} bytes, at most {limit_bytes} are expected")
@@ -89,7 +90,7 @@ class LocalStore(Store):
         """See `Store.read_ranges`. An open file stays the version it was, whatever happens to its name."""
         deadline = self.until(deadline, size_bytes=sum(length for _, length in ranges))
         found = []
-        with self._opened("read_ranges", key) as descriptor:
+        with self._opened("read_ranges", key, deadline) as descriptor:
             for offset, length in ranges:
                 self._in_time("read_ranges", f"{self.uri}/{key}", deadline)
                 found.append(self._read_at(descriptor, key, offset, length))
@@ -101,13 +102,13 @@ class LocalStore(Store):
         """See `Store.list`."""
         check_prefix(prefix)
         deadline = self.until(deadline)
+        self._in_time("list", f"{self.uri}/{prefix}", deadline)
         start = self.root / prefix.rpartition("/")[0]
-        if not prefix.startswith(TEMPORARY) and self._outside(start):
+        if self._outside(start):
             return []
         with self._translated("list", start):
             found = []
             for entry in _files(start):
-                self._in_time("list", f"{self.uri}/{prefix}", deadline)
                 key = str(Path(entry.path).relative_to(self.root))
                 if key.startswith(prefix):
                     with suppress(FileNotFoundError):
@@ -116,7 +117,7 @@ class LocalStore(Store):
 
     def stat(self, key: str, *, deadline: Deadline | None = None) -> Stat:
         """See `Store.stat`."""
-        path = self._path("stat", key)
+        path = self._path("stat", key, self.until(deadline))
         with self._translated("stat", path):
             result = path.stat(follow_symlinks=False)
         if not S_ISREG(result.st_mode):
@@ -127,13 +128,13 @@ class LocalStore(Store):
         """See `Store.delete`. Directories that it leaves empty stay."""
         deadline = self.until(deadline)
         for key in keys:
-            path = self._path("delete", key)
-            self._in_time("delete", str(path), deadline)
+            path = self._path("delete", key, deadline)
             with self._translated("delete", path), suppress(FileNotFoundError, NotADirectoryError):
                 path.unlink()
 
-    def _path(self, operation: str, key: str) -> Path:
+    def _path(self, operation: str, key: str, deadline: Deadline) -> Path:
         path = self.root / check_key(key)
+        self._in_time(operation, str(path), deadline)
         if self._outside(path.parent):
             raise Denied(
                 operation, str(path), "a symbolic link leads out of the run's directory", hint="remove the link"
@@ -188,8 +189,8 @@ class LocalStore(Store):
             raise OutcomeUnknown(operation, str(path), f"its directory cannot be synced: {error.strerror}") from error
 
     @contextmanager
-    def _opened(self, operation: str, key: str) -> Iterator[int]:
-        path = self._path(operation, key)
+    def _opened(self, operation: str, key: str, deadline: Deadline) -> Iterator[int]:
+        path = self._path(operation, key, deadline)
         with self._translated(operation, path):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:

@@ -1,0 +1,68 @@
+"""Fixtures for every test: S3 servers on loopback, fresh buckets, and an environment without the developer's AWS."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.servers import MotoServer, S3Env, Seaweed, running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_aws_of_the_developer() -> Iterator[None]:
+    """No test finds credentials, profiles or endpoints by accident."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "SPOTCKPT_"))]:
+            patch.delenv(name)
+        patch.setenv("AWS_CONFIG_FILE", "/nonexistent/aws-config")
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/aws-credentials")
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[MotoServer]:
+    """One moto server for this process's tests. Its objects live in memory: keep them small."""
+    with running(MotoServer()) as server:
+        yield server  # type: ignore[misc]
+
+
+@pytest.fixture(scope="session")
+def _seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    with running(Seaweed(tmp_path_factory.mktemp("seaweed"))) as server:
+        yield server  # type: ignore[misc]
+
+
+@pytest.fixture
+def seaweed(_seaweed: Seaweed) -> Seaweed:
+    """A SeaweedFS server, running. A test may `kill` and `start` it: what it acknowledged stays."""
+    if not _seaweed.is_running:
+        _seaweed.start()
+    return _seaweed
+
+
+def _entered(env: S3Env, monkeypatch: pytest.MonkeyPatch) -> S3Env:
+    for name, value in env.environment.items():
+        monkeypatch.setenv(name, value)
+    return env
+
+
+@pytest.fixture
+def s3_env(moto_server: MotoServer, monkeypatch: pytest.MonkeyPatch) -> S3Env:
+    """A fresh bucket on moto; this process and its children find it in their environment."""
+    return _entered(moto_server.new_env(), monkeypatch)
+
+
+@pytest.fixture
+def seaweed_env(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> S3Env:
+    """A fresh bucket on SeaweedFS; this process and its children find it in their environment."""
+    return _entered(seaweed.new_env(), monkeypatch)
+
+
+@pytest.fixture
+def local_root(tmp_path: Path) -> str:
+    """The address of a run in a directory that is not there yet."""
+    return f"file://{tmp_path}/runs/run"

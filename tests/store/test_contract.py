@@ -1,0 +1,242 @@
+"""What every store promises, asked of each: directory, memory, moto and SeaweedFS, plain and with retries."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import pytest
+
+from spotckpt.deadline import Deadline
+from spotckpt.errors import AlreadyExists, LimitExceeded, NotFound, Unavailable
+from spotckpt.store.base import MIB, Store
+from spotckpt.store.conditions import require_conditions
+from spotckpt.store.generic import FsspecStore
+from spotckpt.store.local import LocalStore
+from spotckpt.store.retry import Retrying
+from spotckpt.store.s3 import S3Store
+
+KINDS = ["local", "memory", "moto", "seaweed"]
+
+
+@pytest.fixture(params=[f"{kind}{suffix}" for kind in KINDS for suffix in ("", "+retries")])
+def make(request: pytest.FixtureRequest) -> Iterator[Callable[[], Store]]:
+    """Makes stores at one and the same fresh root, as several processes would."""
+    kind, _, wrapped = request.param.partition("+")
+    stores: list[Store] = []
+    plain = _maker(kind, request)
+
+    def new() -> Store:
+        stores.append(Retrying(plain()) if wrapped else plain())
+        return stores[-1]
+
+    yield new
+    for store in stores:
+        store.close()
+
+
+def _maker(kind: str, request: pytest.FixtureRequest) -> Callable[[], Store]:
+    if kind == "local":
+        root = request.getfixturevalue("tmp_path") / "a" / "run"
+        return lambda: LocalStore(str(root))
+    if kind == "memory":
+        name = f"/{uuid.uuid4().hex}/run"
+        return lambda: FsspecStore(fsspec.filesystem("memory"), name, uri=f"memory:/{name}")
+    env = request.getfixturevalue({"moto": "s3_env", "seaweed": "seaweed_env"}[kind])
+    return lambda: S3Store(env.uri, environment=env.environment)
+
+
+@pytest.fixture
+def store(make: Callable[[], Store]) -> Store:
+    return make()
+
+
+def test_a_new_root_is_empty(store):
+    assert store.list("") == []
+    assert store.list("snapshots/") == []
+    assert not store.exists("run.json")
+    with pytest.raises(NotFound, match=r"run\.json"):
+        store.read("run.json", limit_bytes=10)
+    with pytest.raises(NotFound, match=r"run\.json"):
+        store.read_ranges("run.json", [(0, 1)])
+    store.delete(["run.json"])
+
+
+def test_create_refuses_what_is_there(store):
+    store.create("attempts/0001.json", b"first")
+    with pytest.raises(AlreadyExists, match=r"attempts/0001\.json"):
+        store.create("attempts/0001.json", b"second")
+    assert store.read("attempts/0001.json", limit_bytes=100) == b"first"
+
+
+def test_an_empty_object_is_an_object(store):
+    store.create("empty", b"")
+    assert store.stat("empty").size_bytes == 0
+    assert store.read("empty", limit_bytes=0) == b""
+    assert not store.put_if_absent("empty", b"")
+    assert store.put("empty-too", []).size_bytes == 0
+
+
+def test_put_if_absent_tells_its_own_bytes_from_others(store):
+    assert store.put_if_absent("key", b"mine-1")
+    assert not store.put_if_absent("key", b"mine-1")
+    for other in (b"mine-2", b"", b"mine", b"mine-1 and much more than lies there"):
+        with pytest.raises(AlreadyExists, match="key"):
+            store.put_if_absent("key", other)
+    assert store.read("key", limit_bytes=100) == b"mine-1"
+
+
+def test_of_eight_creators_exactly_one_wins(make):
+    stores = [make() for _ in range(8)]
+    on_network = isinstance(getattr(stores[0], "inner", stores[0]), S3Store)
+    for turn in range(3 if on_network else 60):
+        barrier = threading.Barrier(8)
+
+        def claim(number: int, *, turn: int = turn, barrier: threading.Barrier = barrier) -> int | None:
+            barrier.wait()
+            try:
+                stores[number].create(f"attempts/{turn:04d}.json", f"writer {number}".encode())
+            except AlreadyExists:
+                return None
+            return number
+
+        with ThreadPoolExecutor(8) as threads:
+            winners = [number for number in threads.map(claim, range(8)) if number is not None]
+        assert len(winners) == 1
+        assert stores[0].read(f"attempts/{turn:04d}.json", limit_bytes=100) == f"writer {winners[0]}".encode()
+
+
+def test_put_replaces_and_changes_the_etag(store):
+    first = store.put("heartbeat", [b"one"])
+    second = store.put("heartbeat", [b"two"])
+    assert first.etag != second.etag
+    assert store.stat("heartbeat") == second
+    assert store.stat("heartbeat") == second, "the etag does not change by itself"
+    assert store.read("heartbeat", limit_bytes=3) == b"two"
+
+
+def test_put_joins_its_buffers_and_reports_what_is_confirmed(store):
+    data = os.urandom(17 * MIB)
+    told: list[int] = []
+    stat = store.put(
+        "pack", [data[:5], memoryview(data)[5 : 9 * MIB], bytearray(data[9 * MIB :])], progress=told.append
+    )
+    assert stat.size_bytes == len(data) == sum(told)
+    assert store.read_ranges("pack", [(0, len(data))]) == [data]
+
+
+def test_a_put_given_up_is_invisible(store):
+    class Enough(BaseException):
+        pass
+
+    def give_up(count: int) -> None:
+        raise Enough
+
+    with pytest.raises(Enough):
+        store.put("torn/pack", [bytes(20 * MIB)], progress=give_up)
+    if not isinstance(getattr(store, "inner", store), FsspecStore):  # memory: one step, told when it is over
+        assert not store.exists("torn/pack")
+        assert store.list("") == []
+
+
+def test_read_has_a_limit(store):
+    store.put("big", [bytes(1000)])
+    assert len(store.read("big", limit_bytes=1000)) == 1000
+    with pytest.raises(LimitExceeded, match=r"big.*1000 bytes"):
+        store.read("big", limit_bytes=999)
+
+
+def test_ranges_come_in_order(store):
+    data = os.urandom(1 * MIB)
+    store.put("pack", [data])
+    told: list[int] = []
+    ranges = [(1000, 24), (0, 0), (0, 1), (MIB - 1, 1), (5, 300_000), (0, MIB)]
+    found = store.read_ranges("pack", ranges, progress=told.append)
+    assert found == [data[offset : offset + length] for offset, length in ranges]
+    assert sum(told) == sum(length for _, length in ranges)
+
+
+def test_a_range_past_the_end_is_an_error(store):
+    store.put("pack", [b"0123456789"])
+    deadline = Deadline.after(1.0)
+    with pytest.raises(Unavailable, match="pack"):
+        store.read_ranges("pack", [(0, 5), (8, 4)], deadline=deadline)
+
+
+def test_list_finds_exactly_the_prefix(store):
+    for key in ("snapshots/a.json", "snapshots/b.json", "snapshots2/c.json", "run.json", "packs/x/rank-0.json"):
+        store.put(key, [key.encode()])
+    assert sorted(stat.key for stat in store.list("snapshots/")) == ["snapshots/a.json", "snapshots/b.json"]
+    assert [stat.key for stat in store.list("snapshots/b")] == ["snapshots/b.json"]
+    assert [stat.key for stat in store.list("packs/")] == ["packs/x/rank-0.json"]
+    everything = store.list("")
+    assert len(everything) == len({stat.key for stat in everything}) == 5
+    assert {stat.key: stat.size_bytes for stat in everything}["run.json"] == len("run.json")
+    assert {stat.key: stat.etag for stat in everything}["run.json"] == store.stat("run.json").etag
+
+
+def test_delete_is_idempotent(store):
+    for key in ("a/1", "a/2", "b"):
+        store.put(key, [b"x"])
+    store.delete(["a/1", "never/was", "b"])
+    store.delete(iter(["a/1"]))
+    store.delete([])
+    assert [stat.key for stat in store.list("")] == ["a/2"]
+
+
+def test_a_directory_is_no_object(store):
+    store.put("packs/one/part.json", [b"{}"])
+    assert not store.exists("packs/one")
+    assert not store.exists("packs/one/part.json/below")
+
+
+def test_a_passed_deadline_ends_every_verb(store):
+    store.put("key", [b"data"])
+    late = Deadline.after(0.0)
+    verbs: list[Callable[[], object]] = [
+        lambda: store.create("new", b"", deadline=late),
+        lambda: store.put("new", [b"x"], deadline=late),
+        lambda: store.read("key", limit_bytes=10, deadline=late),
+        lambda: store.read_ranges("key", [(0, 1)], deadline=late),
+        lambda: store.list("", deadline=late),
+        lambda: store.stat("key", deadline=late),
+        lambda: store.delete(["key"], deadline=late),
+    ]
+    for verb in verbs:
+        with pytest.raises(Unavailable, match="deadline has passed"):
+            verb()
+    assert [stat.key for stat in store.list("")] == ["key"]
+
+
+def test_conditions_are_honoured_and_asking_leaves_nothing(store):
+    store.create("run.json", b"the run")
+    require_conditions(store, "run.json", b"the run")
+    assert [stat.key for stat in store.list("")] == ["run.json"]
+
+
+@pytest.mark.fault(71)
+@pytest.mark.parametrize(
+    "key",
+    ["../outside", "a/../../b", "/etc/passwd", "nul\0", "", "a//b", "a/", "./a", "back\\slash", "a/.tmp-1"],
+)
+def test_keys_that_lead_elsewhere_are_refused(store, key):
+    for verb in (
+        lambda: store.create(key, b""),
+        lambda: store.put_if_absent(key, b""),
+        lambda: store.put(key, [b""]),
+        lambda: store.read(key, limit_bytes=1),
+        lambda: store.read_ranges(key, [(0, 1)]),
+        lambda: store.stat(key),
+        lambda: store.exists(key),
+        lambda: store.delete([key]),
+    ):
+        with pytest.raises(ValueError, match="is no key"):
+            verb()
+    if key not in ("", "a/"):
+        with pytest.raises(ValueError, match="is no key"):
+            store.list(key)
+    assert store.list("") == []

@@ -1,0 +1,302 @@
+"""A TCP proxy that understands HTTP well enough to fail where a test wants it to.
+
+It runs in a thread and serves one request per connection. Rules are looked at in order; the first that matches and
+has a turn left decides what happens to the request.
+
+    with Proxy(moto.url) as proxy:
+        proxy.on("PUT", r"/snapshots/", drop_reply())
+        store = open_store(env.uri, environment=env.behind(proxy.url).environment)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.support.servers import wait_until
+
+_PIECE = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Action:
+    """What to do with a request. Build one with the functions below."""
+
+    kind: str
+    status: int = 0
+    body: bytes = b""
+    count: int = 0
+    name: str = ""
+    also: Callable[[], None] = field(default=lambda: None, repr=False)
+
+
+def reset() -> Action:
+    """Resets the connection before anything is forwarded."""
+    return Action("reset")
+
+
+def stall() -> Action:
+    """Reads nothing more and says nothing, not even `100 Continue`; the server never sees the request."""
+    return Action("stall")
+
+
+def stall_reply() -> Action:
+    """Forwards the request and holds the reply back for ever."""
+    return Action("stall_reply")
+
+
+def drop_reply() -> Action:
+    """Forwards the request, waits for the server's whole reply, and resets the connection instead of passing it."""
+    return Action("drop_reply")
+
+
+def cut_reply(after_bytes: int) -> Action:
+    """Passes that many bytes of the reply, head included, and resets the connection."""
+    return Action("cut_reply", count=after_bytes)
+
+
+def cut_request(after_bytes: int) -> Action:
+    """Passes that many bytes of the request's body and resets both connections."""
+    return Action("cut_request", count=after_bytes)
+
+
+def answer(status: int, body: bytes = b"") -> Action:
+    """Answers for the server, which never sees the request."""
+    return Action("answer", status=status, body=body)
+
+
+def strip_header(name: str) -> Action:
+    """Forwards the request without that header."""
+    return Action("strip", name=name.lower())
+
+
+def then(action: Action, also: Callable[[], None]) -> Action:
+    """The action, and a call just before it (in the proxy's thread), such as to kill a process."""
+    return Action(action.kind, action.status, action.body, action.count, action.name, also)
+
+
+@dataclass
+class Seen:
+    """A request that came."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body_bytes: int = 0
+    """How many bytes of the body have been passed on so far."""
+
+
+@dataclass
+class _Rule:
+    method: str
+    path: re.Pattern[str]
+    action: Action
+    turns: float
+
+    def matches(self, seen: Seen) -> bool:
+        return self.turns > 0 and self.method in ("*", seen.method) and self.path.search(seen.path) is not None
+
+
+class Proxy:
+    """A proxy in front of `target`, an `http://host:port`.
+
+    Args:
+        target: where requests go.
+        bytes_per_s: how fast bodies are passed up, over all connections together; None is unlimited.
+    """
+
+    def __init__(self, target: str, *, bytes_per_s: float | None = None) -> None:
+        self.bytes_per_s = bytes_per_s
+        self.seen: list[Seen] = []
+        parts = urlsplit(target)
+        self._target = (parts.hostname or "127.0.0.1", parts.port or 80)
+        self._rules: list[_Rule] = []
+        self._lock = threading.Lock()
+        self._ready_at = 0.0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._server: asyncio.Server | None = None
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        """`http://127.0.0.1:PORT`."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def on(self, method: str, path: str, action: Action, *, times: float = 1) -> None:
+        """From now on, `times` requests of that method (or `*`) whose path and query match get that action."""
+        with self._lock:
+            self._rules.append(_Rule(method, re.compile(path), action, times))
+
+    def clear(self) -> None:
+        """Forgets the rules."""
+        with self._lock:
+            self._rules.clear()
+
+    def wait_for(self, method: str, path: str, *, count: int = 1, timeout_s: float = 20.0) -> list[Seen]:
+        """Returns once that many such requests have come."""
+
+        def found() -> list[Seen] | None:
+            hits = [seen for seen in list(self.seen) if seen.method == method and re.search(path, seen.path)]
+            return hits if len(hits) >= count else None
+
+        hits: list[Seen] = wait_until(found, timeout_s=timeout_s, what=f"{count} {method} {path}")
+        return hits
+
+    def __enter__(self) -> Proxy:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(timeout=10)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(timeout=10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=10)
+        self._loop.close()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**20)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _end(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._exchange(reader, writer)
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            _reset(writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await writer.wait_closed()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        seen = _parse(head)
+        self.seen.append(seen)
+        action = self._decide(seen)
+        if action.kind in ("stall", "reset", "answer"):
+            await self._refuse(action, seen, reader, writer)
+            return
+        up_reader, up_writer = await asyncio.open_connection(*self._target)
+        try:
+            if "expect" in seen.headers:
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            up_writer.write(_rewritten(head, drop={"expect", "connection", action.name}))
+            if await self._pass_body(seen, action, reader, up_writer):
+                await self._pass_reply(action, up_reader, writer)
+            else:
+                _reset(up_writer)
+                _reset(writer)
+        finally:
+            up_writer.close()
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await up_writer.wait_closed()
+
+    def _decide(self, seen: Seen) -> Action:
+        with self._lock:
+            for rule in self._rules:
+                if rule.matches(seen):
+                    rule.turns -= 1
+                    break
+            else:
+                return Action("pass")
+        if rule.action.kind in ("stall", "reset", "answer"):
+            rule.action.also()
+        return rule.action
+
+    async def _refuse(
+        self, action: Action, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if action.kind == "stall":
+            await asyncio.Event().wait()
+        if action.kind == "reset":
+            _reset(writer)
+            return
+        if "expect" not in seen.headers:
+            await reader.readexactly(int(seen.headers.get("content-length", 0)))
+        head = f"HTTP/1.1 {action.status} Scripted\r\nContent-Length: {len(action.body)}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode() + (b"" if seen.method == "HEAD" else action.body))
+        await writer.drain()
+
+    async def _pass_body(
+        self, seen: Seen, action: Action, reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter
+    ) -> bool:
+        left = int(seen.headers.get("content-length", 0))
+        while left:
+            piece = await reader.read(min(left, _PIECE))
+            if not piece:
+                return False
+            if action.kind == "cut_request" and seen.body_bytes + len(piece) > action.count:
+                action.also()
+                return False
+            await self._pace(len(piece))
+            up_writer.write(piece)
+            await up_writer.drain()
+            left -= len(piece)
+            seen.body_bytes += len(piece)
+        return True
+
+    async def _pass_reply(self, action: Action, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if action.kind in ("drop_reply", "stall_reply"):
+            await up_reader.read()
+            action.also()
+            if action.kind == "stall_reply":
+                await asyncio.Event().wait()
+            _reset(writer)
+            return
+        passed = 0
+        while piece := await up_reader.read(_PIECE):
+            if action.kind == "cut_reply" and passed + len(piece) > action.count:
+                action.also()
+                writer.write(piece[: action.count - passed])
+                await writer.drain()
+                _reset(writer)
+                return
+            writer.write(piece)
+            await writer.drain()
+            passed += len(piece)
+
+    async def _pace(self, count: int) -> None:
+        if self.bytes_per_s is None:
+            return
+        now = time.monotonic()
+        self._ready_at = max(self._ready_at, now) + count / self.bytes_per_s
+        await asyncio.sleep(self._ready_at - now)
+
+
+def _parse(head: bytes) -> Seen:
+    first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+    method, path, _ = first.split(" ", 2)
+    pairs = (line.split(":", 1) for line in lines)
+    return Seen(method, path, {name.strip().lower(): value.strip() for name, value in pairs})
+
+
+def _rewritten(head: bytes, *, drop: set[str]) -> bytes:
+    first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+    kept = [line for line in lines if line.split(":", 1)[0].strip().lower() not in drop]
+    return ("\r\n".join([first, *kept, "Connection: close"]) + "\r\n\r\n").encode("latin-1")
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    connection: Any = writer.get_extra_info("socket")
+    if connection is not None:
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
