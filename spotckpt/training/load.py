@@ -1,0 +1,51 @@
+"""Reading from a snapshot without training: download only what is asked for, claim nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from spotckpt.address import Address
+from spotckpt.errors import UsageError
+from spotckpt.store.open import open_store
+from spotckpt.training.fetching import fetch
+from spotckpt.training.restore import MapLocation, decode_value
+from spotckpt.training.start import find, global_random_kept
+
+
+def load(uri: str, *, only: str | Sequence[str] | None = None, map_location: MapLocation = "cpu") -> dict[str, Any]:
+    """The states in a snapshot by name, as `state_dict()` gave them: `load(uri, only="model")["model"]`.
+
+    Every byte is checked against its digest. No agent is needed and nothing is claimed.
+
+    Args:
+        uri: the run, with or without a selector: `s3://bucket/run@best=valid/top1:max`.
+        only: the names wanted; the tensors of others are not downloaded. None means all objects and `vars`.
+        map_location: where the tensors go; None is where they were.
+
+    Raises:
+        UsageError: the snapshot does not hold that name.
+        SnapshotError: there is no such snapshot, or it is not whole.
+        StoreError: the store cannot be read.
+    """
+    names = None if only is None else {only} if isinstance(only, str) else set(only)
+    address = Address.parse(uri)
+    with global_random_kept():
+        store = open_store(address.uri)
+        snapshot, _ = find(store, address)
+        saved = fetch(
+            store,
+            snapshot,
+            wanted=lambda name, tree: names is None or name in names,
+            own=names is None or "vars" in names,
+        )
+    states = {
+        name: decode_value(tree["state"], saved.source, path=name, map_location=map_location)
+        for name, tree in saved.objects.items()
+    }
+    if "vars" in saved.run:
+        states["vars"] = decode_value(saved.run["vars"], saved.source, path="vars", map_location=map_location)
+    missing = sorted((names or set()) - set(states))
+    if missing:
+        raise UsageError(f"snapshot {snapshot} does not hold {', '.join(missing)}", hint="see: spotckpt show " + uri)
+    return states

@@ -1,0 +1,115 @@
+"""What a training asks for: its address and settings, put together from code, environment and command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal, TypedDict
+
+from spotckpt.address import Address, Metric, fill_template
+from spotckpt.config import Every, Settings, parse_seconds
+from spotckpt.errors import AddressError, SettingError, WorldSizeError
+
+Resume = Literal["replay", "skip"]
+
+
+class Options(TypedDict, total=False):
+    """The keywords of `resumable` and `open_run`; durations are seconds, a timedelta, or text as in "10min".
+
+    Attributes:
+        every: how often a snapshot is taken: a duration, or "500 steps".
+        keep_best: a metric; whenever it improves, the weights just evaluated are kept: "valid/top1:max".
+        stale_after: an attempt that shows no sign of life for this long is taken for dead.
+        sigterm_grace: how long after SIGTERM the process may still work.
+        call_timeout: the deadline of one request to the store.
+        metadata_endpoint: where a private agent asks for notices instead of EC2's own address.
+        init_from: the address of another run whose weights an empty run starts from.
+        resume: how the data position is found again: "replay" reads the epoch's batches up to it, "skip" skips them at
+            the sampler.
+    """
+
+    every: float | str | timedelta
+    keep_best: str | None
+    stale_after: float | str | timedelta
+    sigterm_grace: float | str | timedelta
+    call_timeout: float | str | timedelta
+    metadata_endpoint: str
+    init_from: str | None
+    resume: Resume
+
+
+@dataclass(frozen=True)
+class Request:
+    """One training, as asked for. `address` is None when spotckpt is disabled."""
+
+    address: Address | None
+    settings: Settings = field(default_factory=Settings)
+    init_from: Address | None = None
+    resume: Resume = "replay"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_request(uri: str | None, arguments: Mapping[str, Any], options: Options) -> Request:
+    """Checks everything that can be checked without a network.
+
+    Args:
+        uri: the address, or a template such as `s3://bucket/{trial}` that `arguments` fill.
+        arguments: of the train function, by name.
+        options: the keywords of the decorator.
+
+    Raises:
+        WorldSizeError: WORLD_SIZE is more than one.
+        AddressError: there is no address, or it cannot be read.
+        SettingError: an option is out of range.
+    """
+    check_world_size(os.environ)
+    settings = make_settings(options)
+    resume = options.get("resume", "replay")
+    if resume not in ("replay", "skip"):
+        raise SettingError(f"resume={resume!r} is not known", hint='it is "replay" or "skip"')
+    if disabled(os.environ):
+        return Request(None, settings, None, resume, arguments)
+    if not uri:
+        raise AddressError("this training has no address", hint="give a URI to the decorator or to SPOTCKPT_URI")
+    init_from = options.get("init_from")
+    return Request(
+        Address.parse(fill_template(uri, arguments)),
+        settings,
+        Address.parse(init_from) if init_from else None,
+        resume,
+        arguments,
+    )
+
+
+def make_settings(options: Options) -> Settings:
+    """The options as checked settings."""
+    keep_best = options.get("keep_best")
+    return Settings(
+        every=Every.parse(options.get("every", 600.0)),
+        keep_best=Metric.parse(keep_best) if keep_best else None,
+        stale_after_s=parse_seconds(options.get("stale_after", 60.0), name="stale_after"),
+        sigterm_grace_s=parse_seconds(options.get("sigterm_grace", 10.0), name="sigterm_grace"),
+        call_timeout_s=parse_seconds(options.get("call_timeout", 60.0), name="call_timeout"),
+        metadata_endpoint=options.get("metadata_endpoint", ""),
+    )
+
+
+def check_world_size(environ: Mapping[str, str]) -> None:
+    """One process only, for now.
+
+    Raises:
+        WorldSizeError: torchrun or another launcher started more than one.
+    """
+    size = environ.get("WORLD_SIZE", "1").strip() or "1"
+    if size != "1":
+        raise WorldSizeError(
+            f"WORLD_SIZE={size}: this version saves trainings of one process only",
+            hint="start one process, or set SPOTCKPT_DISABLED=1 to train without snapshots",
+        )
+
+
+def disabled(environ: Mapping[str, str]) -> bool:
+    """Whether SPOTCKPT_DISABLED asks for plain loops."""
+    return environ.get("SPOTCKPT_DISABLED", "").strip().lower() not in ("", "0", "false", "no")

@@ -1,0 +1,348 @@
+"""The run: what a train function is given."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+
+from spotckpt.snapshot.metrics import Best, History, as_float
+from spotckpt.training.capture import Capture, capture, check_encodable
+from spotckpt.training.curves import HistoryView
+from spotckpt.training.position import Position, Resume
+from spotckpt.training.restore import MapLocation
+from spotckpt.training.rng import GENERATOR_TYPES, restore_rng
+from spotckpt.training.saver import Saver
+from spotckpt.training.say import say
+from spotckpt.training.schedule import Evaluation
+from spotckpt.training.staging import Facts
+from spotckpt.training.start import Beginning, claim_finished
+from spotckpt.training.tracking import Tracked
+from spotckpt.training.vars import Vars
+
+T = TypeVar("T")
+
+
+class Run:
+    """One training: what it tracks, where it is in its loops, what it measured, and its snapshots.
+
+    Made by `resumable` and `open_run`. Use it from one thread.
+
+    Attributes:
+        resumed_from: the id of the snapshot that this attempt goes on from, or None.
+        arguments_changed: the arguments that differ from those recorded there: name → (old, new).
+        history: every metric, as in `run.history["valid"]["top1"]`: a sequence with `steps` and `epochs`; grows.
+        vars: values of your own that belong to every snapshot.
+    """
+
+    def __init__(self, beginning: Beginning) -> None:
+        saved = beginning.saved
+        self.resumed_from: str | None = None if saved is None else str(saved.id)
+        self.arguments_changed: dict[str, tuple[Any, Any]] = beginning.arguments_changed
+        self._beginning = beginning
+        self._history = History()
+        self.history = HistoryView(self._history)
+        self.vars = Vars(lambda path, value: check_encodable(value, path=path), say)
+        self._position = Position(say=say)
+        self._tracked = Tracked(saved, beginning.initial, say)
+        self._evaluation = Evaluation(beginning.request.settings.keep_best)
+        self._step = 0
+        self._gradients: dict[str, dict[int, torch.Tensor]] = {}
+        self._rng_before_loops: dict[str, Any] | None = None
+        self._epoch_now: int | None = None
+        self._settled = self._encodable = self._over = self._finish_due = False
+        if saved is not None:
+            self._load()
+        self._saver = self._make_saver()
+
+    # Where it is
+
+    @property
+    def step(self) -> int:
+        """How many boundaries were passed, over all attempts."""
+        return self._step
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is trained, from 0; between epochs the next one."""
+        return self._position.epoch
+
+    @property
+    def batch(self) -> int:
+        """The batch of the epoch that is trained, from 0; 0 outside of `batches`."""
+        return self._position.batch
+
+    # What it is made of
+
+    def track(
+        self,
+        *,
+        strict: bool = True,
+        map_location: MapLocation = None,
+        override: Mapping[str, Sequence[str]] | None = None,
+        optional: Collection[str] = (),
+        drop: Collection[str] = (),
+        **objects: object,
+    ) -> None:
+        """Makes the objects part of every snapshot and, when there is one to go on from, restores them in place.
+
+        Args:
+            strict: False skips keys and shapes of a module that do not fit, and lists them.
+            map_location: where tensors go that are not copied into existing ones.
+            override: keys whose present values win over the snapshot's: `{"optimizer": ["lr"]}`.
+            optional: names of objects that the snapshot need not hold.
+            drop: names in the snapshot that are left behind.
+            objects: by name: what has `state_dict` and `load_state_dict`, generators, dictionaries and lists.
+
+        Raises:
+            EncodeError: a state that a snapshot cannot hold, named by its path.
+            MismatchError: snapshot and objects do not fit.
+            UsageError: a name is taken, or an object cannot be tracked.
+        """
+        self._tracked.add(
+            objects,
+            strict=strict,
+            map_location=map_location,
+            override=override or {},
+            optional=optional,
+            drop=drop,
+        )
+        for name, obj in objects.items():
+            if isinstance(obj, GENERATOR_TYPES):
+                self._position.watch(name, obj)
+        self._arrive_without_loops()
+
+    # Loops
+
+    def epochs(self, num_epochs: int) -> Iterator[int]:
+        """Yields the epochs that are left of `num_epochs`. The end of each is a point for a snapshot."""
+        try:
+            for epoch in self._bodies(self._position.epochs(num_epochs, on_epoch_end=self._point), counted=False):
+                self._epoch_now = epoch
+                yield epoch
+        finally:
+            self._epoch_now = None
+
+    def batches(self, loader: Iterable[T], *, resume: Resume | None = None) -> Batches[T]:
+        """Yields the batches that are left of the epoch. The end of each iteration is a boundary.
+
+        Args:
+            loader: a DataLoader, a StatefulDataLoader or any iterable that is the same each time.
+            resume: "replay" reads the batches before the position again, which is exact; "skip" skips them at the
+                sampler. None is what the decorator says.
+        """
+        return Batches(self, loader, resume or self._beginning.request.resume)
+
+    def steps(self, num_steps: int) -> Iterator[int]:
+        """Yields the steps that are left of `num_steps`, from 0. The end of each iteration is a boundary."""
+        return self._bodies(self._position.steps(num_steps, on_boundary=self._next_step), counted=True)
+
+    def boundary(self) -> None:
+        """Marks a point between two optimizer steps, in a loop of your own; the other loops do it by themselves.
+
+        Raises:
+            Interrupted: the machine goes; what could be saved is saved. Let it pass.
+            Superseded: another attempt owns the run. Let it pass.
+            SpotckptError: the state cannot be saved.
+        """
+        if self._over:
+            return
+        self._settle()
+        self._next_step()
+
+    # Metrics
+
+    def log(self, set: str, /, **values: object) -> None:
+        """Appends to the history at this step: `run.log("train", loss=loss.item())`.
+
+        Logging the metric of `keep_best` on weights that no optimizer has changed since makes the next snapshot a best
+        one, if it improved.
+        """
+        self._evaluation.weights_at(self._weights)
+        watched = self._beginning.request.settings.keep_best
+        for name, value in values.items():
+            before = None
+            if watched is not None and watched.path == f"{set}/{name}":
+                before = self._history.best(set, name, watched.mode)
+            self._history.log(set, name, value, step=self._step, epoch=self._epoch_now)
+            path = f"{set}/{name}"
+            self._evaluation.logged(path, as_float(value, path), None if before is None else before.value)
+
+    def mean(self, set: str, name: str, epoch: int | None = None) -> float:
+        """The mean over an epoch, by default the present one, whatever attempts it took; NaN without a value."""
+        return self._history.mean(set, name, self._epoch_now if epoch is None else epoch)
+
+    def best(self, set: str, name: str, mode: Literal["min", "max"] = "max") -> Best | None:
+        """The best value so far (`value`, `step`, `epoch`), NaN ignored; None without a value."""
+        return self._history.best(set, name, mode)
+
+    # Snapshots by hand
+
+    def save(self) -> None:
+        """Asks for a snapshot at the next boundary or end of an epoch."""
+        if self._saver is not None:
+            self._saver.requested = True
+
+    def finish(self) -> None:
+        """Ends the run: commits the final snapshot, after which loops yield nothing.
+
+        In the body of `batches` or `steps` it waits for the end of this iteration, the next point at which the state is
+        whole. A run that was finished inside of a loop stays so; one whose loops came to their end goes on when they
+        are asked for more.
+        """
+        if self._position.in_body:
+            self._finish_due = True
+        else:
+            self._finish()
+
+    # Inside
+
+    @property
+    def _weights(self) -> int:
+        """A number that moves when the weights do: optimizer steps; boundaries where no optimizer is tracked."""
+        optimizers = any(isinstance(obj, torch.optim.Optimizer) for obj in self._tracked.objects.values())
+        return self._tracked.grads.steps_taken if optimizers else self._step
+
+    def capture(self) -> Capture:
+        """The whole state as it is now; tensors are the live ones."""
+        return capture(
+            self._tracked.objects,
+            {
+                "step": self._step,
+                "at": {"epoch": self.epoch, "batch": self.batch},
+                "position": self._position.state(),
+                "vars": self.vars.state(),
+                "metrics": self._history.state(),
+                "gradients": self._gradients or self._tracked.grads.unconsumed(),
+            },
+        )
+
+    def facts(self) -> Facts:
+        """What a manifest says of this point besides the state."""
+        return Facts(
+            step=self._step,
+            epoch=self.epoch,
+            latest=self._history.latest(),
+            best=self._history.bests(),
+            evaluated=dict(self._evaluation.values),
+            arguments=self._beginning.arguments,
+            environment=self._beginning.environment,
+        )
+
+    def _load(self) -> None:
+        saved = self._beginning.saved
+        assert saved is not None
+        self._step = saved.own("step")
+        self._history.load(saved.own("metrics"))
+        self.vars.restore(saved.own("vars"))
+        position = saved.own("position")
+        self._position.load(position)
+        if position["place"]["loop"] == position["place"]["calls"] == 0 and position["active"] is None:
+            self._rng_before_loops = position["generators"]["rng"]
+        self._gradients = saved.own("gradients", {})
+
+    def _arrive_without_loops(self) -> None:
+        """A snapshot taken before any loop of ours belongs to a program that only calls `boundary`: it is there now.
+
+        Done at each `track`, since building the next object may draw random numbers.
+        """
+        if self._rng_before_loops is not None and not self._settled:
+            self._position.arrive()
+            restore_rng(self._rng_before_loops, say)
+
+    def _make_saver(self) -> Saver | None:
+        session = self._beginning.session
+        return None if session is None else Saver(session, self._beginning.request.settings, self, self._evaluation)
+
+    def _bodies(self, items: Iterable[T], *, counted: bool) -> Iterator[T]:
+        """Hands the items out, and knows while a body runs.
+
+        Args:
+            items: from the position, which has its own idea of when to end.
+            counted: an iteration that is left by `break` is a step too.
+        """
+        if self._over:
+            return
+        self._tracked.check_complete()
+        for item in items:
+            self._settle()
+            self._restore_gradients()
+            try:
+                yield item
+            except GeneratorExit:
+                self._step += counted and not self._over
+                raise
+
+    def _settle(self) -> None:
+        """Before the first step: nothing of the snapshot is forgotten, and the attempt is ours."""
+        if self._settled:
+            return
+        self._tracked.check_complete()
+        if self._beginning.finished:
+            claim_finished(self._beginning)
+            self._saver = self._make_saver()
+        self._tracked.forget_snapshot()
+        self._settled = True
+
+    def _restore_gradients(self) -> None:
+        """Once the loops have arrived: before that, a loop's own `zero_grad` may still come."""
+        if self._gradients and not self._position.resuming:
+            self._tracked.restore_gradients(self._gradients)
+            self._gradients = {}
+
+    def _next_step(self) -> None:
+        self._step += 1
+        self._point()
+
+    def _point(self) -> None:
+        """A point between two optimizer steps."""
+        self.vars.settle()
+        self._evaluation.weights_at(self._weights)
+        if self._saver is None:
+            return
+        if not self._encodable and self._tracked.has_stepped:
+            self.capture()  # optimizer state exists only since the first step
+            self._encodable = True
+        if self._finish_due:
+            self._finish()
+        else:
+            self._saver.point()
+
+    def _finish(self) -> None:
+        self._over = True
+        self._finish_due = False
+        self._position.finish()
+        if self._saver is not None and not self._saver.released:
+            self._evaluation.weights_at(self._weights)
+            self._saver.finish()
+
+    def _returned(self) -> None:
+        """The function has returned: the run is over."""
+        if not self._over:
+            self._finish()
+
+    def _left(self) -> None:
+        """The function has raised: what it left behind may be half a step, so nothing of it is captured."""
+        if self._saver is not None:
+            self._saver.leave()
+
+    def _close(self) -> None:
+        """Ends threads and hooks. Idempotent."""
+        self._tracked.close()
+        if self._saver is not None:
+            self._saver.close()
+
+
+class Batches(Generic[T]):
+    """What `Run.batches` returns: iterate it once; `len` is the loader's."""
+
+    def __init__(self, run: Run, loader: Iterable[T], resume: Resume) -> None:
+        self._run = run
+        self._batches = run._position.batches(loader, resume=resume, on_boundary=run._next_step)
+
+    def __iter__(self) -> Iterator[T]:
+        return self._run._bodies(self._batches, counted=True)
+
+    def __len__(self) -> int:
+        return len(self._batches)

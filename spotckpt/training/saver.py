@@ -1,0 +1,178 @@
+"""Decides at each point of a training whether a snapshot is taken, and ends the run as its last step went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from spotckpt.config import Settings
+from spotckpt.deadline import Deadline
+from spotckpt.errors import AgentError, EncodeError, Interrupted, SpoolError, SpotckptError, Superseded
+from spotckpt.training.capture import Capture
+from spotckpt.training.say import say, say_error
+from spotckpt.training.schedule import Evaluation, Schedule
+from spotckpt.training.session import Drained, Session, Stop
+from spotckpt.training.staging import Facts, Stager
+
+FINAL_WAIT_S = 3600.0  # a finished training waits long for its last snapshot, but not for ever
+LEAVE_WAIT_S = 120.0  # after an exception: the agent goes on by itself when this is over
+SLOT_WAIT_S = 60.0  # for snapshots that somebody asked for
+BUSY_RETRY_S = 0.5
+
+
+class State(Protocol):
+    """What a saver needs of a run."""
+
+    @property
+    def step(self) -> int:
+        """Boundaries counted."""
+
+    def capture(self) -> Capture:
+        """The whole state, uncopied."""
+
+    def facts(self) -> Facts:
+        """What the manifest says besides."""
+
+
+class Saver:
+    """Takes the snapshots of one run that this process holds the attempt of."""
+
+    def __init__(self, session: Session, settings: Settings, state: State, evaluation: Evaluation) -> None:
+        self.session = session
+        self._state = state
+        self._evaluation = evaluation
+        self._stager = Stager(session)
+        self._schedule = Schedule(settings.every, state.step)
+        self._newest: str | None = None
+        self._best_taken = False
+        self.requested = False
+        self.released = False
+        self.skipped = 0
+
+    def point(self) -> None:
+        """A point between two optimizer steps. Cheap when nothing is due: one flag and one read of a clock.
+
+        Raises:
+            Interrupted: a notice or SIGTERM; everything that could be saved is saved.
+            Superseded: another attempt owns the run; nothing more is written.
+            SpotckptError: the state cannot be saved, or the agent cannot.
+        """
+        session = self.session
+        if session.attention:
+            session.raise_news()
+            if session.stop is not None:
+                self._interrupt(session.stop)
+        reason = self._due()
+        if reason is not None:
+            self._save(reason)
+
+    def finish(self) -> None:
+        """Commits the final snapshot and releases the run.
+
+        Raises:
+            Interrupted: the machine goes before it could be committed.
+            Superseded: another attempt owns the run.
+            SpotckptError: it could not be committed.
+        """
+        if self.session.attention:
+            self.session.raise_news()
+        stop = self.session.stop
+        wait = stop.deadline if stop is not None and stop.deadline else Deadline.after(FINAL_WAIT_S)
+        staged = self._stage("final", finished=True, wait=wait)
+        drained = self._release(wait.seconds_left)
+        self._raise_if_superseded(drained)
+        if staged is None or drained.committed != staged:
+            if stop is not None:
+                raise Interrupted(_stopped(stop, drained))
+            raise drained.error or AgentError(
+                f"the final snapshot of {self.session.uri} is not committed (last: {drained.committed or 'none'})",
+                hint="start again: it goes on from the last one",
+            )
+        say(f"finished {self.session.uri} at step {self._state.step}: {staged}")
+
+    def leave(self) -> None:
+        """After an exception: captures nothing, waits (bounded) for the newest sealed snapshot, releases the run.
+
+        What goes wrong is said, not raised: the exception under way is the one to see.
+        """
+        if self.released:
+            return
+        if self._newest is not None and self._newest != self.session.committed:
+            say(f"waiting up to {LEAVE_WAIT_S:.0f} s until {self._newest} is committed; Ctrl-C stops waiting")
+        try:
+            stop = self.session.stop
+            drained = self._release(LEAVE_WAIT_S if stop is None or not stop.deadline else stop.deadline.seconds_left)
+            if drained.error is not None:
+                say_error(drained.error)
+        except KeyboardInterrupt:
+            say("not waiting any longer; the agent goes on as long as it can")
+        except SpotckptError as error:
+            say_error(error)
+        except Superseded as superseded:
+            say(superseded.message)
+
+    def close(self) -> None:
+        """Hangs up. Idempotent."""
+        self._stager.close()
+        self.session.close()
+
+    def _due(self) -> str | None:
+        if self.session.early:
+            return "notice"
+        if self.requested:
+            return "manual"
+        if self._evaluation.improved:
+            return "best"
+        return "periodic" if self._schedule.due(self._state.step) else None
+
+    def _save(self, reason: str) -> None:
+        wait = None if reason == "periodic" else Deadline.after(SLOT_WAIT_S)
+        if self._stage(reason, wait=wait) is None:
+            self.skipped += 1
+            self._schedule.postpone(BUSY_RETRY_S)
+            return
+        self._schedule.restart(self._state.step)
+        self.requested = self.session.early = False
+        self._evaluation.improved = False
+
+    def _stage(self, reason: str, *, finished: bool = False, wait: Deadline | None = None) -> str | None:
+        staged = self._stager.stage(
+            self._state.capture(), self._state.facts(), reason=reason, finished=finished, wait=wait
+        )
+        self._newest = staged or self._newest
+        return staged
+
+    def _interrupt(self, stop: Stop) -> None:
+        """The last snapshot of this attempt, as far as the time goes; then the end."""
+        try:
+            self._stage("notice", wait=stop.deadline or Deadline.after(SLOT_WAIT_S))
+        except (EncodeError, SpoolError) as error:  # the last sealed one goes instead
+            say_error(error)
+        try:
+            drained = self._release(stop.deadline.seconds_left if stop.deadline else None)
+        except SpotckptError as error:
+            say_error(error)
+            drained = Drained(self.session.committed, acknowledged=True)
+        self._raise_if_superseded(drained)
+        if drained.error is not None:
+            say_error(drained.error)
+        raise Interrupted(_stopped(stop, drained))
+
+    def _release(self, seconds: float | None) -> Drained:
+        drained = self.session.release(seconds)
+        self.released = True
+        return drained
+
+    def _raise_if_superseded(self, drained: Drained) -> None:
+        if self.session.superseded is not None:
+            raise self.session.superseded
+        if drained.committed is not None and not drained.acknowledged:
+            raise Superseded(f"another attempt owns {self.session.uri}; this one stops and writes nothing more")
+
+
+def _stopped(stop: Stop, drained: Drained) -> str:
+    saved = f"{drained.committed} is committed" if drained.committed else "nothing was committed"
+    return f"stopped by {stop.why}: {saved}; run again to go on"
+
+
+Say = Callable[[str], None]

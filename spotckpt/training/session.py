@@ -1,0 +1,348 @@
+"""The trainer's side of the agent: one run, opened over the agent's socket, and what the agent has to say about it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spotckpt.address import Selector
+from spotckpt.agent import paths
+from spotckpt.agent.client import Client
+from spotckpt.agent.protocol import Message, to_error
+from spotckpt.agent.slots import Slot
+from spotckpt.agent.spawn import ensure_agent
+from spotckpt.config import Settings
+from spotckpt.deadline import SYSTEM_CLOCK, Deadline
+from spotckpt.errors import AgentError, Interrupted, SpotckptError, StopTraining, Superseded, Unavailable
+from spotckpt.store.open import aws_environment
+from spotckpt.training.say import say
+from spotckpt.training.signals import TermSignal
+
+CALL_TIMEOUT_S = 15.0
+SLOT_BYTES_PER_S = 100e6  # a slot's first grant touches fresh memory, which a hypervisor backs lazily
+REATTACH_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why the training must stop, and when the machine goes (None: nobody knows)."""
+
+    why: str
+    deadline: Deadline | None
+
+
+@dataclass(frozen=True)
+class Drained:
+    """How a drain ended: what is committed by now, and whether this attempt was still the highest after it."""
+
+    committed: str | None
+    acknowledged: bool
+    error: SpotckptError | None = None
+
+
+class Session:
+    """A run that this process trains. The loop looks at `attention`; everything else hides behind it.
+
+    News arrives on other threads; it becomes flags here, which the loop reads at its next boundary. Without an agent
+    the training goes on: `slot` finds none, and a thread brings one back.
+    """
+
+    def __init__(self, uri: str, settings: Settings) -> None:
+        self.uri = uri
+        self.settings = settings
+        self.attempt = 0
+        self.attention = False
+        self.stop: Stop | None = None
+        self.early = False
+        self.superseded: Superseded | None = None
+        self.committed: str | None = None
+        self._errors: deque[SpotckptError] = deque()
+        self._client: Client | None = None
+        self._lost = False
+        self._starting = True
+        self._reviving: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._environment = aws_environment()
+        self._term = TermSignal(self._on_sigterm)
+
+    # Starting
+
+    def open(self, selector: Selector, arguments: Mapping[str, Any]) -> Message:
+        """Finds or starts an agent, waits for this run's turn and claims the next attempt.
+
+        Returns:
+            The agent's reply: `attempt`, `run_id` and `highest`, the attempt before.
+
+        Raises:
+            Interrupted: SIGTERM came meanwhile.
+            SpotckptError: as the agent says.
+        """
+        self._term.install()
+        try:
+            self._connect()
+            assert self._client is not None
+            reply = self._client.call(
+                "open",
+                timeout=None,
+                on_event=_say_waiting,
+                uri=self.uri,
+                selector=str(selector),
+                settings=self._settings_fields(),
+                environment=self._environment,
+                arguments=dict(arguments),
+            )
+        except AgentError:
+            self.raise_if_stopped_early()
+            raise
+        self.attempt = int(reply["attempt"])
+        return reply
+
+    def record_base(
+        self, snapshot: str | None, *, selector: str, consumed: Sequence[str], skipped: Sequence[str]
+    ) -> None:
+        """Lets the agent write what this attempt goes on from; from here on snapshots may be staged."""
+        self._call(
+            "base",
+            timeout=None,
+            uri=self.uri,
+            snapshot=snapshot,
+            selector=selector,
+            consumed=list(consumed),
+            skipped=list(skipped),
+        )
+
+    def started(self) -> None:
+        """From here on SIGTERM is a notice like others: the loop stops at its next boundary."""
+        self._starting = False
+        self.raise_if_stopped_early()
+
+    def raise_if_stopped_early(self) -> None:
+        """Before the loop has begun there is nothing to save.
+
+        Raises:
+            Interrupted: the machine will go.
+        """
+        if self.stop is not None:
+            raise Interrupted(f"{self.stop.why} before the training began; run it again")
+
+    # While training
+
+    def slot(self, size_bytes: int, step: int) -> Slot | None:
+        """A place for a snapshot, or None when all are taken or no agent answers (which is said once).
+
+        Raises:
+            SpoolError: there is no room for even one.
+        """
+        if self._lost:
+            self._revive()
+            return None
+        timeout = CALL_TIMEOUT_S + size_bytes / SLOT_BYTES_PER_S
+        try:
+            reply = self._call("slot", timeout=timeout, uri=self.uri, size_bytes=size_bytes, step=step)
+        except Unreachable:
+            self._revive()
+            return None
+        return None if reply.get("busy") else Slot.from_reply(reply)
+
+    def sealed(self, slot: Slot) -> None:
+        """Tells the agent of a sealed slot. The seal itself is on the disk: an agent that has gone finds it later."""
+        self._nudge("sealed", slot)
+
+    def abort(self, slot: Slot) -> None:
+        """Gives an unsealed slot back."""
+        self._nudge("abort", slot)
+
+    def raise_news(self) -> None:
+        """Raises what other threads have found, oldest first, and says what is no reason to stop.
+
+        Raises:
+            Superseded: another attempt owns the run.
+            SpotckptError: the agent cannot save, and another try would not help.
+        """
+        self.attention = self.stop is not None or self.early
+        if self.superseded is not None:
+            self.attention = True
+            raise self.superseded
+        while self._errors:
+            error = self._errors.popleft()
+            if not isinstance(error, Unavailable):
+                raise error
+            say(f"warning: {error}; training goes on, the agent tries again")
+
+    # Ending
+
+    def drain(self, seconds: float | None) -> Drained:
+        """Waits until the newest sealed snapshot is committed or given up."""
+        return self._finish("drain", seconds)
+
+    def release(self, seconds: float | None) -> Drained:
+        """Drains, then gives the attempt up, so that the next one need not wait."""
+        return self._finish("close", seconds)
+
+    def close(self) -> None:
+        """Hangs up and ends the threads; the agent releases a run that was not released. Idempotent."""
+        if os.getpid() != self._owner:
+            return
+        self._term.close()
+        with self._lock:
+            client, self._client = self._client, None
+            self._lost = True
+        if client is not None:
+            client.close()
+
+    # Inside
+
+    def _finish(self, op: str, seconds: float | None) -> Drained:
+        """The reply to drain or close, from a new agent if the old one has gone."""
+        deadline = Deadline.after(float("inf") if seconds is None else seconds)
+        for remaining in reversed(range(REATTACH_TRIES)):
+            left = None if seconds is None else deadline.seconds_left
+            try:
+                if self._lost:
+                    self._attach()
+                reply = self._call(
+                    op, timeout=None if left is None else left + CALL_TIMEOUT_S, uri=self.uri, deadline_s=left
+                )
+            except Unreachable as error:
+                if not remaining or deadline.passed:
+                    raise AgentError(error.message, hint=error.hint) from error
+                continue
+            return _drained(reply)
+        raise AssertionError("unreachable")
+
+    def _call(self, op: str, *, timeout: float | None, **fields: Any) -> Message:
+        """A call that tells an agent out of reach (`Unreachable`) from an agent that says no."""
+        client = self._client
+        if client is None:
+            raise Unreachable("there is no agent", hint="it is being started again")
+        try:
+            return client.call(op, timeout=timeout, **fields)
+        except AgentError as error:
+            if type(error) is AgentError and client.lost:
+                self._lost = True
+                raise Unreachable(error.message, hint=error.hint) from error
+            raise
+
+    def _nudge(self, op: str, slot: Slot) -> None:
+        with contextlib.suppress(Unreachable):
+            self._call(op, timeout=CALL_TIMEOUT_S, uri=self.uri, generation=slot.generation)
+
+    def _connect(self) -> None:
+        client = ensure_agent(self.settings, on_event=self._on_event)
+        with self._lock:
+            self._client, self._lost = client, False
+        if client.notice is not None and not self._starting:
+            self._on_event({"event": "notice", **client.notice})
+
+    def _attach(self) -> None:
+        """Finds or starts an agent and goes on with this attempt there."""
+        old = self._client
+        self._connect()
+        if old is not None:
+            old.close()
+        reply = self._call("attach", timeout=None, uri=self.uri, attempt=self.attempt, environment=self._environment)
+        self.committed = reply.get("last_committed") or self.committed
+
+    def _revive(self) -> None:
+        """Brings an agent back without making the training wait."""
+        with self._lock:
+            if self._reviving is not None and self._reviving.is_alive():
+                return
+            say("warning: the agent has gone; training goes on, another one is being started")
+            self._reviving = threading.Thread(target=self._revive_now, name="spotckpt-revive", daemon=True)
+            self._reviving.start()
+
+    def _revive_now(self) -> None:
+        try:
+            self._attach()
+        except SpotckptError as error:  # said here, tried again at the next snapshot
+            self._lost = True
+            say(f"warning: {error}; tried again at the next snapshot")
+        except Superseded as error:
+            self.superseded, self.attention = error, True
+        else:
+            say("the new agent has taken over")
+
+    def _settings_fields(self) -> dict[str, float]:
+        return {"stale_after_s": self.settings.stale_after_s, "call_timeout_s": self.settings.call_timeout_s}
+
+    def _on_event(self, message: Message) -> None:
+        """On the reader thread: news becomes flags."""
+        match message.get("event"):
+            case "notice":
+                self._on_notice(message)
+            case "committed" if message.get("uri") == self.uri:
+                self.committed = message.get("id")
+            case "superseded" if message.get("uri") == self.uri:
+                self.superseded = Superseded(f"another attempt owns {self.uri}; this one stops and writes nothing more")
+            case "error" if message.get("uri") == self.uri:
+                self._on_error(to_error(message))
+            case "lost":
+                self._lost = True
+            case _:
+                return
+        self.attention = self.attention or message.get("event") in ("notice", "superseded", "error")
+
+    def _on_notice(self, message: Message) -> None:
+        if message.get("action") == "rebalance":
+            self.early = True
+            return
+        left = message.get("seconds_left")
+        deadline = None if left is None else Deadline.after(float(left))
+        self._stop_for(Stop(f"{message.get('kind', 'spot')} notice ({message.get('action')})", deadline))
+
+    def _on_error(self, error: SpotckptError | StopTraining) -> None:
+        if isinstance(error, Superseded):
+            self.superseded = error
+        elif isinstance(error, SpotckptError):
+            self._errors.append(error)
+
+    def _on_sigterm(self) -> None:
+        """On the signal's thread."""
+        self._stop_for(Stop("SIGTERM", Deadline.after(self.settings.sigterm_grace_s)))
+        self.attention = True
+        client = self._client
+        if self._starting and client is not None:
+            client.close()  # wakes a call that waits for its turn
+
+    def _stop_for(self, stop: Stop) -> None:
+        """The earlier deadline of two counts."""
+        known = self.stop
+        if known is None:
+            say(f"{stop.why}{_in_seconds(stop.deadline)}: stopping at the next boundary")
+            self.stop = stop
+        elif stop.deadline is not None and (known.deadline is None or stop.deadline.at < known.deadline.at):
+            self.stop = replace(known, deadline=stop.deadline)
+
+
+class Unreachable(AgentError):
+    """Nobody answers at the socket: another agent may be found or started."""
+
+
+def spool_hint() -> str:
+    """Where the sealed snapshots of this process lie."""
+    return str(paths.spool_dir())
+
+
+def _drained(reply: Message) -> Drained:
+    error = to_error(reply) if reply.get("error") else None
+    return Drained(
+        reply.get("committed"),
+        bool(reply.get("acknowledged")),
+        error if isinstance(error, SpotckptError) else None,
+    )
+
+
+def _in_seconds(deadline: Deadline | None) -> str:
+    return "" if deadline is None else f", {deadline.at - SYSTEM_CLOCK.now():.0f} s left"
+
+
+def _say_waiting(message: Message) -> None:
+    if message.get("event") == "waiting":
+        say(str(message.get("message")))

@@ -1,0 +1,136 @@
+"""Staging: the state of one boundary, copied into a slot of the spool and sealed there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from spotckpt.agent.slots import Mappings, Slot
+from spotckpt.deadline import SYSTEM_CLOCK, Deadline
+from spotckpt.snapshot.metrics import Best
+from spotckpt.snapshot.pack import Layout, layout, size_bytes
+from spotckpt.snapshot.part import Chunk, TensorEntry
+from spotckpt.snapshot.staged import Staged
+from spotckpt.training.capture import Capture, copy_into
+from spotckpt.training.session import Session
+
+RETRY_S = 0.05
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a manifest says besides the state itself.
+
+    Attributes:
+        step: boundaries counted.
+        epoch: in progress or next.
+        latest: the last value of each metric.
+        best: the best values, by `set/name:mode`.
+        evaluated: the metrics measured with exactly these weights.
+        arguments: of the train function.
+        environment: where it runs.
+    """
+
+    step: int
+    epoch: int
+    latest: Mapping[str, float] = field(default_factory=dict)
+    best: Mapping[str, Best] = field(default_factory=dict)
+    evaluated: Mapping[str, float] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Stager:
+    """Copies what was captured; everything is copied when `stage` returns, so the training may go on at once."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._mappings = Mappings()
+
+    def stage(
+        self, captured: Capture, facts: Facts, *, reason: str, finished: bool = False, wait: Deadline | None = None
+    ) -> str | None:
+        """Seals a snapshot in the spool.
+
+        Args:
+            captured: at this very boundary.
+            facts: for the manifest.
+            reason: periodic, notice, manual, best or final.
+            finished: whether the run is over with it.
+            wait: how long to wait for a slot; None: not at all.
+
+        Returns:
+            The snapshot's id; None when no slot is free or no agent answers.
+
+        Raises:
+            SpoolError: the spool has no room or was removed; nothing became visible.
+        """
+        started = time.perf_counter()
+        plan = layout(captured.specs)
+        slot = self._wait_for_slot(plan.data_bytes, facts.step, wait)
+        if slot is None:
+            return None
+        try:
+            buffer = self._mappings.open(slot)
+            with buffer:
+                copy_into(captured, buffer, plan)
+            timings = {"stage_s": time.perf_counter() - started}
+            slot.seal(_describe(slot, captured, plan, facts, reason=reason, finished=finished, timings=timings))
+        except BaseException:
+            self._session.abort(slot)
+            raise
+        self._session.sealed(slot)
+        return slot.id
+
+    def close(self) -> None:
+        """Forgets the slots' memory."""
+        self._mappings.close()
+
+    def _wait_for_slot(self, size_bytes: int, step: int, wait: Deadline | None) -> Slot | None:
+        while True:
+            slot = self._session.slot(size_bytes, step)
+            if slot is not None or wait is None or wait.passed:
+                return slot
+            time.sleep(RETRY_S)
+
+
+def _describe(
+    slot: Slot,
+    captured: Capture,
+    plan: Layout,
+    facts: Facts,
+    *,
+    reason: str,
+    finished: bool,
+    timings: Mapping[str, float],
+) -> Staged:
+    """All that the manifest and the part will need."""
+    return Staged(
+        id=slot.id,
+        step=facts.step,
+        epoch=facts.epoch,
+        reason=reason,
+        created=SYSTEM_CLOCK.wall(),
+        tree=captured.tree,
+        tensors=_entries(captured, plan),
+        data_bytes=plan.data_bytes,
+        header_length=len(plan.header),
+        finished=finished,
+        latest=facts.latest,
+        best=facts.best,
+        evaluated=facts.evaluated,
+        arguments=facts.arguments,
+        environment=facts.environment,
+        timings=timings,
+    )
+
+
+def _entries(captured: Capture, plan: Layout) -> tuple[TensorEntry, ...]:
+    """The tensor table, each tensor one chunk of the data section, without digests: nobody has read the bytes yet."""
+    rows = zip(captured.specs, captured.strides, plan.offsets, strict=True)
+    return tuple(
+        TensorEntry(name, dtype, shape, stride, (Chunk(0, offset, size_bytes(dtype, shape), (0,) * len(shape), shape),))
+        for (name, dtype, shape), stride, offset in rows
+    )

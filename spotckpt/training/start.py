@@ -1,0 +1,241 @@
+"""How a training begins: look, claim, list, choose, fetch, record the base.
+
+The order is what makes it safe. Only after the claim is the list final: a later commit of an earlier attempt finds our
+claim and is not acknowledged. The base is recorded before anything of this attempt can be committed, and the chosen
+manifest is read again after that, so that a pruning that did not see the record yet is noticed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from spotckpt.address import NEWEST, Address, Selector
+from spotckpt.errors import Corrupt, NotFound, NothingRestorable, SnapshotError, SpotckptError, Superseded
+from spotckpt.snapshot.catalog import Catalog, read_catalog
+from spotckpt.snapshot.choose import Choice, choose
+from spotckpt.snapshot.fetch import evaluated_of, pick, read_manifest
+from spotckpt.snapshot.keys import SnapshotId
+from spotckpt.snapshot.manifest import Manifest
+from spotckpt.store.base import Store
+from spotckpt.store.open import open_store
+from spotckpt.training.arguments import changed, describe
+from spotckpt.training.environment import describe_environment
+from spotckpt.training.fetching import Saved, fetch
+from spotckpt.training.request import Request
+from spotckpt.training.say import say
+from spotckpt.training.session import Session
+
+RELEASE_S = 5.0
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Beginning:
+    """Where a training stands before its first step.
+
+    Attributes:
+        request: what was asked for.
+        session: the attempt that this process holds; None if it holds none (disabled, or the run is finished).
+        saved: the snapshot to go on from.
+        initial: a snapshot of another run whose weights to start from.
+        finished: the run is over, and nothing was claimed.
+        arguments: of the train function, as they are recorded.
+        environment: as it is recorded.
+    """
+
+    request: Request
+    session: Session | None = None
+    saved: Saved | None = None
+    initial: Saved | None = None
+    finished: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def arguments_changed(self) -> dict[str, tuple[Any, Any]]:
+        """Which arguments differ from those of the snapshot: name → (old, new)."""
+        return {} if self.saved is None else changed(self.saved.manifest.arguments, self.arguments)
+
+
+def begin(request: Request) -> Beginning:
+    """Brings a training to where its last attempt ended, and says so.
+
+    Raises:
+        SpotckptError: nothing was claimed, or what was claimed is released again.
+        Interrupted: the machine goes before the training began.
+    """
+    beginning = Beginning(request, arguments=describe(request.arguments), environment=describe_environment())
+    address = request.address
+    if address is None:
+        say("disabled by SPOTCKPT_DISABLED: the training runs plainly and nothing is saved")
+        return beginning
+    with global_random_kept():
+        store = open_store(address.uri, call_timeout_s=request.settings.call_timeout_s)
+        beginning.saved = _finished_snapshot(store, address)
+        if beginning.saved is not None:
+            beginning.finished = True
+            say(f"finished run {address.uri} ({_where(beginning.saved)}): nothing to do, nothing is claimed")
+        else:
+            _claim(store, beginning, address)
+    _say_changes(beginning)
+    return beginning
+
+
+def claim_finished(beginning: Beginning) -> None:
+    """Goes on with a finished run after all: claims it, provided that it still ends in the snapshot restored.
+
+    Raises:
+        Superseded: another attempt went on meanwhile.
+    """
+    address, restored = beginning.request.address, beginning.saved
+    assert address is not None and restored is not None
+    with global_random_kept():
+        store = open_store(address.uri, call_timeout_s=beginning.request.settings.call_timeout_s)
+        _claim(store, beginning, address)
+        if beginning.saved is None or beginning.saved.id != restored.id:
+            _give_up(beginning)
+            raise Superseded(f"another attempt went on with {address.uri} meanwhile; start again to follow it")
+    beginning.finished = False
+
+
+@contextmanager
+def global_random_kept() -> Iterator[None]:
+    """Jittered retries draw from Python's global generator; a training must not notice that."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _finished_snapshot(store: Store, address: Address) -> Saved | None:
+    """The newest snapshot if the run is over with it. Looks before anything is claimed, so that a selector that matches
+    nothing, a future format or a run without one good manifest end here and change nothing.
+    """
+    catalog, choice = _look(store, address.selector, say=lambda text: None)
+    picked = pick(store, choice, lambda snapshot: read_manifest(store, snapshot), lambda text: None)
+    if picked is None or not picked[1].finished:
+        return None
+    if choice.candidates[0] != _choose(store, catalog, catalog.highest + 1, NEWEST, say).candidates[0]:
+        return None  # a selector asks for another place than where the run ended
+    try:
+        return fetch(store, picked[0])
+    except (SnapshotError, NotFound):  # not whole: an attempt that claims says so and takes the next older one
+        return None
+
+
+def _claim(store: Store, beginning: Beginning, address: Address) -> None:
+    request = beginning.request
+    session = Session(address.uri, request.settings)
+    beginning.session = session
+    try:
+        session.open(address.selector, beginning.arguments)
+        catalog = read_catalog(store, before=session.attempt)
+        choice = _choose(store, catalog, session.attempt, address.selector, say)
+        picked = pick(store, choice, lambda snapshot: fetch(store, snapshot), say)
+        beginning.saved = picked[1] if picked else None
+        if beginning.saved is None and request.init_from is not None:
+            beginning.initial = _fetch_initial(request.init_from, request.settings.call_timeout_s)
+            beginning.environment["init_from"] = f"{request.init_from.uri}@{beginning.initial.id}"
+        session.record_base(
+            None if beginning.saved is None else str(beginning.saved.id),
+            selector=str(address.selector),
+            consumed=choice.consumed,
+            skipped=choice.skipped(picked[0] if picked else None),
+        )
+        _read_again(store, beginning.saved)
+        session.started()
+    except BaseException:
+        _give_up(beginning)
+        raise
+    _say_beginning(beginning, catalog, choice)
+
+
+def _look(store: Store, selector: Selector, *, say: Say) -> tuple[Catalog, Choice]:
+    """What a new attempt would go on from, for a reader that claims nothing."""
+    catalog = read_catalog(store)
+    return catalog, _choose(store, catalog, catalog.highest + 1, selector, say)
+
+
+def _choose(store: Store, catalog: Catalog, before: int, selector: Selector, say: Say) -> Choice:
+    run_id = catalog.run.run_id if catalog.run else None
+    return choose(catalog, before, selector, evaluated=evaluated_of(store, run_id=run_id, say=say))
+
+
+def _read_again(store: Store, saved: Saved | None) -> None:
+    if saved is None:
+        return
+    try:
+        read_manifest(store, saved.id)
+    except (Corrupt, NotFound) as error:
+        raise NothingRestorable(
+            f"snapshot {saved.id} of {store.uri} was deleted while it was restored: {error}", hint="start again"
+        ) from error
+
+
+def _fetch_initial(address: Address, call_timeout_s: float) -> Saved:
+    """The weights of another run, by its own selector; its optimizer states and the like are not downloaded."""
+    store = open_store(address.uri, call_timeout_s=call_timeout_s)
+    snapshot, _ = find(store, address)
+    return fetch(store, snapshot, wanted=lambda name, tree: tree.get("kind") == "module", own=False)
+
+
+def find(store: Store, address: Address) -> tuple[SnapshotId, Manifest]:
+    """The snapshot that an address means, for a reader that claims nothing.
+
+    Raises:
+        NothingRestorable: the run has no snapshot.
+        NoSuchSnapshot: the selector matches none.
+    """
+    _, choice = _look(store, address.selector, say=say)
+    picked = pick(store, choice, lambda snapshot: read_manifest(store, snapshot), say)
+    if picked is None:
+        raise NothingRestorable(f"{address} holds no snapshot", hint="check the address: spotckpt ls " + address.uri)
+    return picked
+
+
+def _give_up(beginning: Beginning) -> None:
+    """Lets the attempt go, so that another start, in this process too, need not wait for it."""
+    session, beginning.session = beginning.session, None
+    if session is None:
+        return
+    try:
+        if session.attempt:
+            with suppress(SpotckptError, Superseded):
+                session.release(RELEASE_S)
+    finally:
+        session.close()
+
+
+def _say_beginning(beginning: Beginning, catalog: Catalog, choice: Choice) -> None:
+    assert beginning.session is not None
+    uri, attempt = beginning.session.uri, beginning.session.attempt
+    if beginning.saved is not None:
+        say(f"resumed {uri} from {beginning.saved.id} ({_where(beginning.saved)}), attempt {attempt}")
+        return
+    say(f"new run {uri} (attempt {attempt})")
+    if catalog.claims.keys() - {attempt}:
+        say(choice.why)
+    if beginning.initial is not None:
+        say(f"weights from {beginning.environment['init_from']}")
+
+
+def _say_changes(beginning: Beginning) -> None:
+    if beginning.saved is None:
+        return
+    for name, (old, new) in beginning.arguments_changed.items():
+        say(f"argument {name} changed: {old!r} → {new!r}")
+    old_code = beginning.saved.manifest.environment.get("code_revision")
+    new_code = beginning.environment.get("code_revision")
+    if old_code and new_code and old_code != new_code:
+        say(f"code revision changed: {str(old_code)[:12]} → {str(new_code)[:12]}")
+
+
+def _where(saved: Saved) -> str:
+    at = saved.own("at", {})
+    return f"step {saved.manifest.step}, epoch {saved.manifest.epoch}, batch {at.get('batch', 0)}"

@@ -1,0 +1,140 @@
+"""What a run tracks: the user's objects by name, restored when they are named and captured at every snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from spotckpt.errors import MismatchError, UsageError
+from spotckpt.training.capture import check_object
+from spotckpt.training.fetching import Saved
+from spotckpt.training.grads import GradWatch, restore_gradients
+from spotckpt.training.restore import MapLocation, restore_object
+
+RESERVED = ("vars", "run")
+
+
+class Tracked:
+    """The objects, in the order in which they were named.
+
+    Args:
+        saved: the snapshot that the run goes on from.
+        initial: the snapshot of another run whose weights an empty run starts from.
+        say: told what was skipped and what looks wrong.
+    """
+
+    def __init__(self, saved: Saved | None, initial: Saved | None, say: Callable[[str], None]) -> None:
+        self.objects: dict[str, object] = {}
+        self.grads = GradWatch()
+        self._saved = saved
+        self._initial = initial
+        self._dropped: set[str] = set()
+        self._say = say
+
+    def add(
+        self,
+        objects: Mapping[str, object],
+        *,
+        strict: bool,
+        map_location: MapLocation,
+        override: Mapping[str, Sequence[str]],
+        optional: Collection[str],
+        drop: Collection[str],
+    ) -> None:
+        """Takes the objects up and restores them in place; what does not fit changes none of them."""
+        self._check_names(objects, override, optional)
+        self._dropped |= set(drop)
+        for name, obj in objects.items():
+            warning = check_object(name, obj)
+            if warning:
+                self._say(f"warning: {warning}")
+        for name in objects:
+            self._check_present(name, objects[name], optional)
+        for name, obj in objects.items():
+            saved = self._source_of(name, obj)
+            if saved is not None:
+                skipped = restore_object(
+                    name,
+                    obj,
+                    saved.objects[name],
+                    saved.source,
+                    strict=strict,
+                    map_location=map_location,
+                    override=override.get(name, ()),
+                )
+                for line in skipped:
+                    self._say(f"warning: {line}")
+            self.objects[name] = obj
+            if isinstance(obj, torch.optim.Optimizer):
+                self.grads.watch(name, obj)
+
+    def check_complete(self) -> None:
+        """Nothing of the snapshot may be lost by having been forgotten.
+
+        Raises:
+            MismatchError: it holds an object that is neither tracked nor dropped.
+        """
+        if self._saved is None:
+            return
+        missing = sorted(set(self._saved.objects) - set(self.objects) - self._dropped)
+        if missing:
+            raise MismatchError(
+                f"snapshot {self._saved.id} holds {', '.join(missing)}, which the run does not track",
+                hint=f"track it, or leave it behind on purpose: run.track(..., drop={missing!r})",
+            )
+
+    def restore_gradients(self, gradients: Mapping[str, Mapping[int, torch.Tensor]]) -> None:
+        """Gives back the gradients of an accumulation window that the snapshot fell into."""
+        for name, of_optimizer in gradients.items():
+            optimizer = self.objects.get(name)
+            if isinstance(optimizer, torch.optim.Optimizer):
+                restore_gradients(name, optimizer, of_optimizer)
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether optimizer state can exist by now: one has stepped, or none is tracked."""
+        optimizers = any(isinstance(obj, torch.optim.Optimizer) for obj in self.objects.values())
+        return not optimizers or self.grads.steps_taken > 0
+
+    def forget_snapshot(self) -> None:
+        """Lets the fetched tensors go; what is tracked later is new."""
+        if self._saved is not None:
+            self._saved = self._saved.without_tensors()
+        self._initial = None
+
+    def close(self) -> None:
+        """Removes the hooks from the optimizers."""
+        self.grads.close()
+
+    def _check_names(
+        self, objects: Mapping[str, object], override: Mapping[str, Sequence[str]], optional: Collection[str]
+    ) -> None:
+        for name in objects:
+            if name in RESERVED or name in self.objects:
+                why = "that name is spotckpt's own" if name in RESERVED else "it is tracked already"
+                raise UsageError(f"{name} cannot be tracked: {why}", hint="choose another name")
+        for unknown in sorted((set(override) | set(optional)) - set(objects) - set(self.objects)):
+            raise UsageError(f"track: {unknown} is not tracked", hint="override= and optional= take names of objects")
+
+    def _check_present(self, name: str, obj: object, optional: Collection[str]) -> None:
+        source = self._saved or (self._initial if isinstance(obj, torch.nn.Module) else None)
+        if source is None or name in source.objects or name in optional:
+            return
+        raise MismatchError(
+            f"{name} is not in snapshot {source.id}, which holds {', '.join(sorted(source.objects)) or 'nothing'}",
+            hint=f"if it is new, say so: run.track(..., optional=[{name!r}])",
+        )
+
+    def _source_of(self, name: str, obj: object) -> Saved | None:
+        if self._saved is not None:
+            return self._saved if name in self._saved.objects else None
+        if self._initial is not None and isinstance(obj, torch.nn.Module) and name in self._initial.objects:
+            return self._initial
+        return None
+
+
+def describe_objects(objects: Mapping[str, Any]) -> str:
+    """The names, for messages."""
+    return ", ".join(objects) or "nothing"
