@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from spotckpt.snapshot.pack import Layout, size_bytes
+from spotckpt.snapshot.part import Chunk, TensorEntry
 from spotckpt.snapshot.tree import encode
 from spotckpt.training.leaves import encode_leaf
 from spotckpt.training.objects import kind_of, state_of, why_suspicious
@@ -55,6 +56,16 @@ class Capture:
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(size_bytes(dtype, shape) for _, dtype, shape in self.specs)
+
+    def entries(self, layout: Layout) -> tuple[TensorEntry, ...]:
+        """The tensor table of a `Staged`: one chunk each, in pack 0, offsets into the data section, no digests."""
+        rows = zip(self.specs, self.strides, layout.offsets, strict=True)
+        return tuple(
+            TensorEntry(
+                name, dtype, shape, stride, (Chunk(0, offset, size_bytes(dtype, shape), (0,) * len(shape), shape),)
+            )
+            for (name, dtype, shape), stride, offset in rows
+        )
 
     def encode(self, value: object, *, path: str, name: str) -> Any:
         """Encodes one value; its tensors join the table under names that start with `name`.

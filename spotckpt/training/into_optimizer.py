@@ -84,6 +84,6 @@ def _put_exact_values(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
         if not isinstance(saved, Mapping) or live is None:
             continue
         for key, value in saved.items():
-            if isinstance(value, torch.Tensor) and isinstance(live.get(key), torch.Tensor):
-                if live[key].dtype != value.dtype:
-                    live[key] = value.to(live[key].device)
+            now = live.get(key)
+            if isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor) and now.dtype != value.dtype:
+                live[key] = value.to(now.device)

@@ -267,7 +267,7 @@ class Position:
         if self._token is not None:
             raise UsageError(
                 "run.batches or run.steps inside another one that is not over",
-                hint="use the plain loader in the inner loop; loops that are zipped, or were left without break, cannot be resumed",
+                hint="use the plain loader in the inner loop, and do not zip two of them",
             )
         if isinstance(loader, GeneratorType):
             if loader in self._once:
@@ -416,7 +416,7 @@ class _Target:
             return 0
         if self.active["kind"] != kind:
             raise MismatchError(
-                f"data position: the snapshot was taken in run.{self.active['kind']} at {self.place}, here is run.{kind}",
+                f"data position: the snapshot was taken in run.{self.active['kind']}, here is run.{kind} ({self.place})",
                 hint="resume with the loops that the snapshot was taken in, or start afresh with @start",
             )
         return int(self.active["count"])

@@ -1,9 +1,9 @@
 """Starting a loader in the middle: by drawing and dropping batches, or at its sampler.
 
-Facts of torch's `DataLoader` that this relies on (torch/utils/data/dataloader.py and sampler.py): making an iterator draws
-a base seed for the workers from the loader's generator or the global one; samplers draw their seed or permutation when the
-first index is asked for, which is at once with workers and at the first batch without; with `persistent_workers` the
-second iterator of a process draws no base seed and its workers go on with their random streams.
+Facts of torch's `DataLoader` that this relies on (torch/utils/data/dataloader.py and sampler.py): making an iterator
+draws a base seed for the workers from the loader's generator or the global one; samplers draw their seed or permutation
+when the first index is asked for, which is at once with workers and at the first batch without; with
+`persistent_workers` the second iterator of a process draws no base seed and its workers go on with their random streams.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SKIP_IS_REPLAY = (
     "resume='skip' needs a DataLoader with a map-style dataset, and this loader is another: its batches are drawn again"
 )
 PERSISTENT_IS_INEXACT = (
-    "a loader with persistent_workers=True went on in a later epoch: the order of batches is exact, random augmentation "
-    "inside its workers is not the same as without the interruption"
+    "a loader with persistent_workers=True went on in a later epoch: the order of batches is exact, random "
+    "augmentation inside its workers is not the same as without the interruption"
 )
 
 

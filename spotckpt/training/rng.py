@@ -1,7 +1,7 @@
 """Random number generators: the global ones of this process, and generator objects.
 
-A state is made of primitives and numpy arrays, never of pickles, so that it can travel in a snapshot. Each state that is
-captured is a copy: it does not change when the generator goes on.
+A state is made of primitives and numpy arrays, never of pickles, so that it can travel in a snapshot. Each state that
+is captured is a copy: it does not change when the generator goes on.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def capture_rng() -> dict[str, Any]:
     Keys: `python`; `numpy`, when numpy's global generator was ever imported; `torch` (uint8[5056] as a numpy array);
     `cuda`, a list with one uint8 array per device, when CUDA was initialised; `mps`, where there is one.
     """
-    state: dict[str, Any] = {"python": capture_generator(random._inst)}  # type: ignore[attr-defined]
+    state: dict[str, Any] = {"python": capture_generator(random._inst)}
     if "numpy.random" in sys.modules:
         state["numpy"] = _legacy_state(np.random.get_state(legacy=False))
     state["torch"] = torch.get_rng_state().numpy()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = [device.numpy() for device in torch.cuda.get_rng_state_all()]
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state().numpy()
@@ -38,7 +38,7 @@ def capture_rng() -> dict[str, Any]:
 
 def restore_rng(state: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Puts back what `capture_rng` returned; what this machine lacks is told to `say` and left out."""
-    restore_generator(random._inst, state["python"])  # type: ignore[attr-defined]
+    restore_generator(random._inst, state["python"])
     if "numpy" in state:
         np.random.set_state(_plain_numpy(state["numpy"]))
     torch.set_rng_state(_byte_tensor(state["torch"]))

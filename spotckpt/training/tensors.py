@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.parameter import Buffer, Parameter
 
 from spotckpt.errors import Corrupt
 from spotckpt.snapshot.part import TensorEntry
@@ -53,21 +52,19 @@ Storable = torch.Tensor | np.ndarray[Any, Any]
 
 def why_not_storable(tensor: torch.Tensor) -> str:
     """What keeps a tensor from being stored; empty when nothing does."""
-    if type(tensor) not in (torch.Tensor, Parameter, Buffer):
-        return f"tensor of the type {type(tensor).__module__}.{type(tensor).__qualname__}"
-    if tensor.is_nested:
-        return "nested tensor"
-    if tensor.is_quantized:
-        return "quantized tensor"
-    if tensor.layout != torch.strided:
-        return f"tensor of the layout {tensor.layout}"
-    if tensor.device.type == "meta":
-        return "tensor on the meta device, which holds no values"
-    if tensor.dtype not in DTYPE_NAMES:
-        return f"tensor of {tensor.dtype}"
-    if tensor.grad_fn is not None:
-        return "tensor that is part of an autograd graph"
-    return ""
+    reasons = (
+        (tensor.is_nested, "nested tensor"),
+        (tensor.layout != torch.strided, f"tensor of the layout {tensor.layout}"),
+        (tensor.device.type == "meta", "tensor on the meta device, which holds no values"),
+        (type(tensor) not in (torch.Tensor, torch.nn.Parameter), f"tensor of the type {_name(type(tensor))}"),
+        (tensor.dtype not in DTYPE_NAMES, f"tensor of {tensor.dtype}"),
+        (tensor.grad_fn is not None, "tensor that is part of an autograd graph"),
+    )
+    return next((reason for holds, reason in reasons if holds), "")
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def dtype_name(value: Storable) -> str:
