@@ -10,11 +10,15 @@ from datetime import datetime, timezone
 from typing import Any, TextIO
 
 import click
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
 WIDTH = 100
+_GAP = 2
+_LEAST_ELASTIC = 8
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 
 def console(file: TextIO | None = None) -> Console:
@@ -47,22 +51,40 @@ def emit_line(text: str = "", *, style: str = "") -> None:
     console().print(escape(text), style=style or None, soft_wrap=True)
 
 
+def emit_pairs(pairs: Iterable[tuple[str, str]]) -> None:
+    """Prints names and values in two columns, folded to the width."""
+    made = Table(box=None, show_header=False, pad_edge=False, padding=(0, _GAP, 0, 0))
+    made.add_column(style="dim", no_wrap=True, max_width=40, overflow="ellipsis")
+    made.add_column(overflow="fold")
+    for name, value in pairs:
+        made.add_row(escape(name), escape(value))
+    emit_table(made)
+
+
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = (), elastic: str = ""
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Iterable[str] = (), elastic: str = ""
 ) -> Table:
-    """A table without a frame; `right` columns are aligned right, `elastic` is shortened first when it gets narrow."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold cyan")
-    for name in columns:
-        made.add_column(
-            name,
-            justify="right" if name in right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=None if name == elastic else len(name),
-            ratio=1 if name == elastic else None,
-        )
+    """A table without a frame.
+
+    Args:
+        columns: headings.
+        rows: cells, one row each.
+        right: columns to be aligned right.
+        elastic: the column that is shortened to what room the others leave, and left out if that is too little.
+    """
+    widths = [max([len(name), *(len(row[place]) for row in rows)]) for place, name in enumerate(columns)]
+    made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold cyan")
+    places = list(range(len(columns)))
+    if elastic:
+        place = columns.index(elastic)
+        room = console().width - sum(widths) - _GAP * (len(columns) - 1) + widths[place]
+        widths[place] = min(widths[place], room)
+        places = [other for other in places if other != place or room >= _LEAST_ELASTIC]
+    for place in places:
+        justify: JustifyMethod = "right" if columns[place] in right else "left"
+        made.add_column(columns[place], justify=justify, no_wrap=True, overflow="ellipsis", width=widths[place])
     for row in rows:
-        made.add_row(*(escape(cell) for cell in row))
+        made.add_row(*(escape(row[place]) for place in places))
     return made
 
 
@@ -75,17 +97,12 @@ def size(num_bytes: int | float) -> str:
 
 
 def ago(seconds: float) -> str:
-    """`now`, `12 s`, `5 min`, `3 h`, `2 d`: how long ago, roughly."""
-    for limit, divisor, unit in (
-        (1, 1, ""),
-        (120, 1, "s"),
-        (7200, 60, "min"),
-        (172800, 3600, "h"),
-        (math.inf, 86400, "d"),
-    ):
+    """`12 s`, `5 min`, `3 h`, `2 d`: how long ago, roughly. A time in the future is 0 s ago."""
+    seconds = max(seconds, 0.0)
+    for limit, divisor, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
         if seconds < limit:
-            return f"{seconds / divisor:.0f} {unit}" if unit else "now"
-    return "?"
+            return f"{seconds / divisor:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
 
 
 def moment(wall: float) -> str:
@@ -94,8 +111,8 @@ def moment(wall: float) -> str:
 
 
 def number(value: float) -> str:
-    """A metric's value, at most six digits."""
-    return f"{value:.6g}"
+    """A metric's value, at most four digits."""
+    return f"{value:.4g}"
 
 
 def _plain(value: Any) -> Any:

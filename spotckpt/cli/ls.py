@@ -1,0 +1,97 @@
+"""`spotckpt ls`: the attempts and snapshots of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from spotckpt.cli import output
+from spotckpt.cli.runs import AttemptRow, Overview, SnapshotRow, address_of_run, read_overview
+
+
+@click.command()
+@click.argument("uri")
+@click.option("--last", type=click.IntRange(min=1), default=50, show_default=True, help="Show this many snapshots.")
+@output.json_option
+def ls(uri: str, last: int, as_json: bool) -> None:
+    """List the attempts and snapshots of the run at URI.
+
+    The newest come last. An attempt is released (over), live (its heartbeat is recent by this machine's clock) or
+    stale. A snapshot whose manifest cannot be read is shown as such, and the exit status tells of it.
+    """
+    overview = read_overview(address_of_run(uri), last=last)
+    if as_json:
+        output.emit(_document(overview))
+    else:
+        _show(overview)
+    if overview.problems:
+        raise overview.problems[0]
+
+
+def _document(overview: Overview) -> Mapping[str, Any]:
+    return {
+        "uri": overview.uri,
+        "run": None if overview.run is None else {"run_id": overview.run.run_id, "created": overview.run.created},
+        "attempts": [asdict(row) for row in overview.attempts],
+        "snapshots": [asdict(row) for row in overview.snapshots],
+        "snapshots_not_shown": overview.not_shown,
+    }
+
+
+def _show(overview: Overview) -> None:
+    now = time.time()
+    created = f", begun {output.ago(now - overview.run.created)} ago" if overview.run else ""
+    output.emit_line(f"{overview.uri}{created}", style="bold")
+    output.emit_line()
+    output.emit_table(_attempts(overview.attempts, now))
+    output.emit_line()
+    if overview.not_shown:
+        output.emit_line(f"{overview.not_shown} older snapshots are not shown (--last)")
+    if overview.snapshots:
+        output.emit_table(_snapshots(overview.snapshots, now))
+    else:
+        output.emit_line("no snapshot has been committed")
+
+
+def _attempts(rows: Sequence[AttemptRow], now: float) -> Any:
+    columns = ("ATTEMPT", "STATE", "STARTED", "BEAT", "HOST", "CONTINUES", "SNAPSHOTS")
+    cells = [
+        (
+            str(row.attempt),
+            row.state,
+            _when(row.started, now),
+            _when(row.heartbeat, now),
+            row.host or "-",
+            row.continues or "-",
+            str(row.snapshots),
+        )
+        for row in rows
+    ]
+    return output.table(columns, cells, right=("ATTEMPT", "STARTED", "BEAT", "SNAPSHOTS"), elastic="HOST")
+
+
+def _snapshots(rows: Sequence[SnapshotRow], now: float) -> Any:
+    columns = ("SNAPSHOT", "STEP", "EPOCH", "REASON", "AGE", "SIZE", "METRICS")
+    cells = [
+        (row.snapshot, str(row.step), "-", "unreadable", "-", "-", row.problem)
+        if row.problem
+        else (
+            row.snapshot,
+            str(row.step),
+            str(row.epoch),
+            row.reason + (" (end)" if row.finished and row.reason != "final" else ""),
+            _when(row.committed, now),
+            output.size(row.data_bytes),
+            "  ".join(f"{name} {output.number(value)}" for name, value in row.latest.items()),
+        )
+        for row in rows
+    ]
+    return output.table(columns, cells, right=("STEP", "EPOCH", "AGE", "SIZE"), elastic="METRICS")
+
+
+def _when(wall: float | None, now: float) -> str:
+    return "-" if wall is None else output.ago(now - wall)

@@ -1,0 +1,156 @@
+"""`spotckpt show`: what a snapshot holds."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from spotckpt.address import Address
+from spotckpt.cli import output
+from spotckpt.cli.runs import find_snapshot, open_run
+from spotckpt.snapshot.choose import lineage
+from spotckpt.snapshot.fetch import read_manifest, read_part
+from spotckpt.snapshot.keys import SnapshotId
+from spotckpt.snapshot.manifest import Manifest
+from spotckpt.snapshot.part import Part, TensorEntry
+
+_LINEAGE_SHOWN = 5
+
+
+@click.command()
+@click.argument("address")
+@output.json_option
+def show(address: str, as_json: bool) -> None:
+    """Show what the snapshot at ADDRESS holds, without downloading tensors.
+
+    ADDRESS is URI[@SELECTOR]; without a selector it is the snapshot that a restart would continue. Shows metrics,
+    arguments, environment, what it descends from, and every key with its dtype, shape and size.
+    """
+    parsed = Address.parse(address)
+    run = open_run(parsed.uri)
+    snapshot = find_snapshot(run, parsed)
+    manifest = read_manifest(run.store, snapshot, run_id=run.run_id)
+    parts = [read_part(run.store, manifest, rank) for rank in range(manifest.world_size)]
+    ancestors = _ancestors(lineage(run.catalog, snapshot.attempt).ids, snapshot)
+    if as_json:
+        output.emit(_document(parsed.uri, manifest, parts, ancestors))
+    else:
+        _show(parsed.uri, manifest, parts, ancestors)
+
+
+def _ancestors(line: tuple[SnapshotId, ...], snapshot: SnapshotId) -> list[SnapshotId]:
+    """What the snapshot was trained from, newest first."""
+    return list(line[line.index(snapshot) + 1 :]) if snapshot in line else []
+
+
+def _document(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[SnapshotId]) -> Mapping[str, Any]:
+    facts = {name: value for name, value in vars(manifest).items() if name not in ("parts", "packs")}
+    return {
+        "uri": uri,
+        **facts,
+        "best": {name: vars(best) for name, best in manifest.best.items()},
+        "parts": [vars(part) for part in manifest.parts],
+        "packs": [vars(pack) for pack in manifest.packs],
+        "lineage": [str(one) for one in ancestors],
+        "tensors": [
+            {"name": one.name, "dtype": one.dtype, "shape": one.shape, "size_bytes": one.size_bytes}
+            for part in parts
+            for one in part.tensors
+        ],
+        "state": [part.tree for part in parts],
+    }
+
+
+def _show(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[SnapshotId]) -> None:
+    output.emit_line(f"{uri}@{manifest.snapshot}", style="bold")
+    _section("", _facts(manifest, ancestors))
+    metrics = sorted({*manifest.latest, *manifest.evaluated})
+    if metrics:
+        output.emit_line()
+        rows = [
+            (name, _value(manifest.latest, name), _value(manifest.evaluated, name), *_bests(manifest, name))
+            for name in metrics
+        ]
+        columns = ("METRIC", "LATEST", "OF THESE WEIGHTS", "LOWEST", "HIGHEST")
+        output.emit_table(output.table(columns, rows, right=columns[1:], elastic="METRIC"))
+    _section("ARGUMENTS", [(name, _short(value)) for name, value in manifest.arguments.items()])
+    _section(
+        "ENVIRONMENT", [(name, _short(value)) for name, value in manifest.environment.items() if value not in ("", [])]
+    )
+    for part in parts:
+        output.emit_line()
+        if len(parts) > 1:
+            output.emit_line(f"rank {part.rank}", style="bold")
+        output.emit_table(_keys(part))
+    _section("VALUES", [pair for part in parts for pair in _values("", part.tree)])
+
+
+def _facts(manifest: Manifest, ancestors: list[SnapshotId]) -> Iterator[tuple[str, str]]:
+    epoch = f", epoch {manifest.epoch}"
+    yield "position", f"step {manifest.step}{epoch}" + (", the run is finished" if manifest.finished else "")
+    when = f"{output.moment(manifest.committed)}, {output.ago(time.time() - manifest.committed)} ago"
+    yield "committed", f"{when} ({manifest.reason})"
+    sent = f"{output.size(manifest.data_bytes)} of tensors, {output.size(manifest.uploaded_bytes)} uploaded"
+    yield "size", sent
+    if manifest.timings:
+        yield "timings", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in manifest.timings.items())
+    for number, one in enumerate(ancestors[:_LINEAGE_SHOWN]):
+        yield ("" if number else "descends from"), str(one)
+    if not ancestors:
+        yield "descends from", "nothing: this lineage began from scratch"
+    elif len(ancestors) > _LINEAGE_SHOWN:
+        yield "", f"and {len(ancestors) - _LINEAGE_SHOWN} more, back to step {ancestors[-1].step}"
+
+
+def _section(title: str, pairs: Any) -> None:
+    rows = list(pairs)
+    if not rows:
+        return
+    if title:
+        output.emit_line()
+        output.emit_line(title, style="bold cyan")
+    output.emit_pairs(rows)
+
+
+def _value(values: Mapping[str, float], name: str) -> str:
+    return output.number(values[name]) if name in values else "-"
+
+
+def _bests(manifest: Manifest, name: str) -> tuple[str, ...]:
+    bests = [manifest.best.get(f"{name}:{mode}") for mode in ("min", "max")]
+    return tuple(f"{output.number(best.value)} at {best.step}" if best else "-" for best in bests)
+
+
+def _keys(part: Part) -> Any:
+    rows = [(one.name, one.dtype, _shape(one), output.size(one.size_bytes)) for one in part.tensors]
+    total = sum(one.size_bytes for one in part.tensors)
+    counted = Counter(one.dtype for one in part.tensors)
+    kinds = ", ".join(f"{number} {dtype}" for dtype, number in counted.most_common())
+    rows.append((f"{len(part.tensors)} tensors: {kinds}" if rows else "no tensors", "", "", output.size(total)))
+    return output.table(("KEY", "DTYPE", "SHAPE", "SIZE"), rows, right=("SHAPE", "SIZE"), elastic="KEY")
+
+
+def _shape(entry: TensorEntry) -> str:
+    return " x ".join(str(side) for side in entry.shape) or "-"
+
+
+def _values(path: str, tree: Any) -> Iterator[tuple[str, str]]:
+    """The tree's plain values by path; whole lists of numbers on one line, tensors left to their own table."""
+    if isinstance(tree, dict) and not any(key.startswith("$") for key in tree):
+        for key, value in tree.items():
+            yield from _values(f"{path}.{key}" if path else key, value)
+    elif not _holds_tensor_only(tree):
+        yield path, _short(tree)
+
+
+def _holds_tensor_only(tree: Any) -> bool:
+    return isinstance(tree, dict) and any(tag in tree for tag in ("$tensor", "$array"))
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
