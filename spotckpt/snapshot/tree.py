@@ -243,9 +243,9 @@ class _Decoder:
     def pairs(self, values: Any, into: Any) -> Any:
         if type(values) is not list:
             raise TypeError("a list was expected")
-        found = [(self.decode(key), self.decode(value)) for key, value in values]
-        dict.update(into, found)  # Counter.update would add
-        if len(into) != len(found):
+        for key, value in values:
+            into[self.decode(key)] = self.decode(value)
+        if len(into) != len(values):
             raise ValueError("a key stands there twice")
         return into
 
