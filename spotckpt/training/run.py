@@ -299,14 +299,12 @@ class Run:
         """A point between two optimizer steps."""
         self.vars.settle()
         self._evaluation.weights_at(self._weights)
-        if self._saver is None:
-            return
-        if not self._encodable and self._tracked.has_stepped:
-            self.capture()  # optimizer state exists only since the first step
-            self._encodable = True
         if self._finish_due:
             self._finish()
-        else:
+        elif self._saver is not None:
+            if not self._encodable and self._tracked.has_stepped:
+                self.capture()  # optimizer state exists only since the first step
+                self._encodable = True
             self._saver.point()
 
     def _finish(self) -> None:

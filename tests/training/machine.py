@@ -1,0 +1,240 @@
+"""One machine with its own agent, on which a test starts trainings; and the bucket as it lies there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from spotckpt.agent import locks
+from spotckpt.agent.client import Client
+from spotckpt.agent.paths import SOCKET_NAME
+from tests.support.servers import wait_until
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 60.0
+
+
+class Trainer:
+    """One process of `scripts/train.py`."""
+
+    def __init__(self, folder: Path, command: list[str], environment: Mapping[str, str]) -> None:
+        self._stderr, self._trace = folder / "stderr", folder / "trace"
+        with self._stderr.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [*command, f"--trace={self._trace}"], env=dict(environment), stdout=stderr, stderr=stderr, cwd=ROOT
+            )
+
+    @property
+    def said(self) -> str:
+        return self._stderr.read_text(errors="replace")
+
+    @property
+    def trace(self) -> list[str]:
+        return self._trace.read_text().splitlines() if self._trace.exists() else []
+
+    @property
+    def steps(self) -> list[int]:
+        """`run.step` in each body that ran."""
+        return [int(line.split()[1]) for line in self.trace if line.startswith("step ")]
+
+    @property
+    def end(self) -> str:
+        """The line that the script writes last: step, sum of weights, losses."""
+        lines = [line for line in self.trace if line.startswith("end ")]
+        assert lines, f"did not come to its end:\n{self.said}"
+        return lines[-1]
+
+    def wait_for(self, line: str) -> None:
+        def there() -> bool:
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before {line!r}:\n{self.said}"
+            return line in self.trace
+
+        wait_until(there, timeout_s=PATIENCE_S, what=f"trace {line!r}")
+
+    def wait_to_say(self, text: str) -> None:
+        def there() -> bool:
+            if text in self.said:
+                return True
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before {text!r}:\n{self.said}"
+            return False
+
+        wait_until(there, timeout_s=PATIENCE_S, what=f"stderr {text!r}")
+
+    def go(self) -> None:
+        """Ends the act `spin`."""
+        self._trace.with_suffix(".go").touch()
+
+    def wait(self) -> int:
+        try:
+            return self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"did not end within {PATIENCE_S} s:\n{self.said}") from None
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+
+class Machine:
+    """A runtime directory and a spool of its own, and every process that a test starts there."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.runtime, self.spool = folder / "r", folder / "s"
+        for path in (self.runtime, self.spool):
+            path.mkdir(mode=0o700)
+        self.environment = {
+            **environment,
+            "SPOTCKPT_RUNTIME_DIR": str(self.runtime),
+            "SPOTCKPT_SPOOL": str(self.spool),
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+        }
+        self.trainers: list[Trainer] = []
+        self._agents: set[int] = set()
+        self._stopped: set[int] = set()
+
+    def start(self, uri: str | None, *options: str, env: Mapping[str, str] | None = None) -> Trainer:
+        """Starts a training."""
+        folder = self.folder / f"trainer-{len(self.trainers)}"
+        folder.mkdir()
+        command = [sys.executable, str(ROOT / "tests/training/scripts/train.py"), *options]
+        command += [f"--uri={uri}"] if uri is not None else []
+        trainer = Trainer(folder, command, {**self.environment, **(env or {})})
+        self.trainers.append(trainer)
+        return trainer
+
+    def train(self, uri: str | None, *options: str, status: int = 0, env: Mapping[str, str] | None = None) -> Trainer:
+        """Starts a training and waits for its end, which must be of that status."""
+        trainer = self.start(uri, *options, env=env)
+        ended = trainer.wait()
+        assert ended == status, f"ended with {ended}, not {status}:\n{trainer.said}"
+        return trainer
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Client]:
+        """A connection to the machine's agent."""
+        with Client.connect(self.runtime / SOCKET_NAME) as client:
+            yield client
+
+    def agent_pid(self) -> int:
+        """Who holds the spool."""
+        holder = wait_until(lambda: locks.read_holder(self.spool), what="an agent")
+        self._agents.add(holder.pid)
+        return int(holder.pid)
+
+    def kill_agent(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        pid = self.agent_pid()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not _alive(pid), what="the agent's end")
+
+    def stop(self, pid: int) -> None:
+        """SIGSTOP: the process is there and does nothing."""
+        self._stopped.add(pid)
+        os.kill(pid, signal.SIGSTOP)
+
+    def resume(self, pid: int) -> None:
+        """SIGCONT."""
+        self._stopped.discard(pid)
+        os.kill(pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """Ends every process that was started here, the agent too."""
+        for trainer in self.trainers:
+            if trainer.process.poll() is None:
+                trainer.process.kill()
+            trainer.process.wait()
+        holder = locks.read_holder(self.spool)
+        for pid in {*self._agents, *([holder.pid] if holder else [])}:
+            if _is_ours(pid, self.runtime):
+                os.kill(pid, signal.SIGKILL)
+                wait_until(lambda pid=pid: not _alive(pid), what="the agent's end")
+
+
+@contextlib.contextmanager
+def machine(environment: Mapping[str, str] = os.environ) -> Iterator[Machine]:
+    """A machine; everything of it is gone afterwards. Its paths are short: a socket's path may have 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="spot-", dir="/tmp"))
+    found = Machine(folder, environment)
+    try:
+        yield found
+    finally:
+        found.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A run's objects, read with fsspec."""
+
+    uri: str
+
+    def listing(self) -> dict[str, str]:
+        """Key → something that changes whenever the object is written again."""
+        fs, root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False, skip_instance_cache=True, **self._options)
+        try:
+            found = fs.find(root, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {path.removeprefix(f"{root}/"): _version(fs, info) for path, info in found.items()}
+
+    def read(self, key: str) -> bytes:
+        fs, root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False, skip_instance_cache=True, **self._options)
+        return bytes(fs.cat_file(f"{root}/{key}"))
+
+    def record(self, key: str) -> dict[str, Any]:
+        """The body of one of our JSON objects."""
+        import json
+
+        return dict(json.loads(self.read(key))["body"])
+
+    def manifests(self) -> list[dict[str, Any]]:
+        """Every manifest, in the order of the ids."""
+        return [self.record(key) for key in sorted(self.listing()) if key.startswith("snapshots/")]
+
+    def attempts(self) -> list[int]:
+        """The numbers of all claims."""
+        names = [key.removeprefix("attempts/").removesuffix(".json") for key in self.listing()]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def released(self, attempt: int) -> bool:
+        return bool(self.record(f"attempts/{attempt:04d}.heartbeat.json")["released"])
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        if not self.uri.startswith("s3://"):
+            return {}
+        return {"endpoint_url": os.environ["AWS_ENDPOINT_URL_S3"]}
+
+
+def _version(fs: Any, info: Mapping[str, Any]) -> str:
+    if "ETag" in info:
+        return f"{info['ETag']} {info['LastModified']}"
+    return f"{info['ino']} {info['mtime']} {hashlib.sha256(fs.cat_file(info['name'])).hexdigest()}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _is_ours(pid: int, runtime: Path) -> bool:
+    """Whether the process is an agent of this very machine, not a later one with its pid."""
+    try:
+        return f"SPOTCKPT_RUNTIME_DIR={runtime}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,122 @@
+"""A small training that a test can make end in any way it likes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+import spotckpt
+
+if TYPE_CHECKING:
+    from spotckpt import Run
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--uri")
+parser.add_argument("--epochs", type=int, default=2)
+parser.add_argument("--every", default="1 steps")
+parser.add_argument("--keep-best")
+parser.add_argument("--stale-after", default="60s")
+parser.add_argument("--sigterm-grace", default="10s")
+parser.add_argument("--metadata-endpoint", default="")
+parser.add_argument("--init-from")
+parser.add_argument("--width", type=int, default=8)
+parser.add_argument("--at", type=int, default=-1, help="the step in whose body the act happens")
+parser.add_argument("--act", default="")
+parser.add_argument("--trace", type=Path, required=True)
+parser.add_argument("--delay", type=float, default=0.0)
+spotckpt.add_arguments(parser)
+args = parser.parse_args()
+
+
+class Broken:
+    """Tracked; its state cannot be had once it is told so."""
+
+    broken = False
+    value: object = 1
+
+    def state_dict(self) -> dict[str, object]:
+        if self.broken:
+            raise ZeroDivisionError("the state is broken")
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.value = state["value"]
+
+
+def note(text: str) -> None:
+    """One line that the test can wait for."""
+    with args.trace.open("a") as file:
+        file.write(f"{text}\n")
+
+
+def act(run: Run, extra: Broken) -> None:  # noqa: C901
+    """Whatever the test asked for."""
+    match args.act:
+        case "raise":
+            raise ValueError("boom")
+        case "exit":
+            sys.exit(3)
+        case "hold":
+            note("holding")
+            time.sleep(120)
+        case "spin" | "unencodable_spin":
+            extra.value = 1 if args.act == "spin" else (lambda: None)
+            note("spinning")
+            end = time.monotonic() + 120
+            while time.monotonic() < end and not args.trace.with_suffix(".go").exists():
+                time.sleep(0.01)
+        case "finish":
+            run.finish()
+        case "os_exit":
+            os._exit(9)
+        case "broken":
+            extra.broken = True
+        case "unencodable":
+            extra.value = lambda: None
+        case "vars":
+            run.vars["tokenizer"] = {"fn": lambda: None}
+        case "save":
+            run.save()
+
+
+@spotckpt.resumable(
+    args.uri,
+    every=args.every,
+    keep_best=args.keep_best,
+    stale_after=args.stale_after,
+    sigterm_grace=args.sigterm_grace,
+    metadata_endpoint=args.metadata_endpoint,
+    init_from=args.init_from,
+)
+def train(run: Run, *, epochs: int, width: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, width), nn.Dropout(0.2), nn.Linear(width, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    extra = Broken()
+    run.track(model=model, optimizer=optimizer, extra=extra)
+    note(f"begin {run.step} {run.resumed_from}")
+    loader = torch.utils.data.DataLoader(torch.arange(40.0).reshape(10, 4) / 40, batch_size=2, shuffle=True)
+    for epoch in run.epochs(epochs):
+        for x in run.batches(loader):
+            optimizer.zero_grad()
+            loss = (model(x) - x.sum()).square().mean()
+            loss.backward()
+            optimizer.step()
+            run.log("train", loss=loss.item())
+            note(f"step {run.step}")
+            time.sleep(args.delay)
+            if run.step == args.at:
+                act(run, extra)
+        run.log("valid", score=float(epoch % 2))
+    total = sum(float(parameter.double().sum()) for parameter in model.parameters())
+    note(f"end {run.step} {total!r} {list(run.history['train']['loss'])!r}")
+
+
+train.at(args.resume)(epochs=args.epochs, width=args.width)

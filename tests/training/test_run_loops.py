@@ -1,0 +1,153 @@
+"""A run without a bucket: the loops, the metrics and the values behave the same."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import spotckpt
+from spotckpt.address import Metric
+from spotckpt.config import Every
+from spotckpt.errors import EncodeError, UsageError
+from spotckpt.training.schedule import Evaluation, Schedule
+from spotckpt.training.vars import Vars
+
+
+@pytest.fixture(autouse=True)
+def disabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPOTCKPT_DISABLED", "1")
+
+
+def test_loops_run_plainly_and_count_boundaries() -> None:
+    seen = []
+    with spotckpt.open_run() as run:
+        for epoch in run.epochs(2):
+            batches = run.batches([10, 20, 30])
+            assert len(batches) == 3
+            for x in batches:
+                seen.append((epoch, run.epoch, run.batch, run.step, x))
+        assert run.resumed_from is None
+    assert seen == [(e, e, b, 3 * e + b, 10 * b + 10) for e in range(2) for b in range(3)]
+
+
+def test_own_loops_count_their_boundaries() -> None:
+    with spotckpt.open_run() as run:
+        while run.step < 5:
+            run.boundary()
+        assert list(run.steps(3)) == [0, 1, 2]
+        assert run.step == 8
+
+
+def test_an_iteration_left_by_break_is_a_step_too() -> None:
+    with spotckpt.open_run() as run:
+        for _epoch in run.epochs(2):
+            for x in run.batches([0, 1, 2]):
+                if x == 1:
+                    break
+        assert run.step == 4
+
+
+def test_after_finish_no_loop_goes_on() -> None:
+    bodies = []
+    with spotckpt.open_run() as run:
+        for _epoch in run.epochs(5):
+            for x in run.batches([0, 1, 2]):
+                bodies.append(x)
+                if run.step == 4:
+                    run.finish()
+        assert bodies == [0, 1, 2, 0, 1]
+        assert run.step == 5
+        assert list(run.epochs(9)) == list(run.batches([1])) == list(run.steps(9)) == []
+
+
+def test_metrics_are_kept_by_set_name_step_and_epoch() -> None:
+    with spotckpt.open_run() as run:
+        losses = run.history["train"]["loss"]
+        assert list(losses) == [] and "train" not in run.history
+        for epoch in run.epochs(2):
+            for x in run.batches([1.0, 3.0]):
+                run.log("train", loss=torch.tensor(x + epoch))
+            assert run.mean("train", "loss") == 2.0 + epoch
+            run.log("valid", top1=float(epoch))
+        assert losses == [1.0, 3.0, 2.0, 4.0]
+        assert losses.steps == [0, 1, 2, 3] and losses.epochs == [0, 0, 1, 1]
+        assert run.mean("train", "loss", epoch=0) == 2.0
+        best = run.best("valid", "top1")
+        assert best is not None and (best.value, best.epoch) == (1.0, 1)
+        assert run.best("valid", "nothing") is None
+        assert {name: list(curves) for name, curves in run.history.items()} == {"train": ["loss"], "valid": ["top1"]}
+
+
+def test_values_are_checked_where_they_are_assigned() -> None:
+    with spotckpt.open_run() as run:
+        run.vars["ok"] = {"names": ["a", "b"], 3: torch.zeros(2)}
+        with pytest.raises(EncodeError, match=r"^vars\.tokenizer\['?fn'?\]?|^vars\.tokenizer\.fn"):
+            run.vars["tokenizer"] = {"fn": lambda: None}
+        with pytest.raises(EncodeError, match="no string"):
+            run.vars[3] = 1  # type: ignore[index]
+        assert list(run.vars) == ["ok"]
+
+
+def test_tracking_refuses_what_no_snapshot_can_hold_and_names_twice() -> None:
+    model = torch.nn.Linear(2, 2)
+    with spotckpt.open_run() as run:
+        run.track(model=model)
+        with pytest.raises(UsageError, match="model cannot be tracked"):
+            run.track(model=model)
+        with pytest.raises(UsageError, match="vars cannot be tracked"):
+            run.track(vars={})
+        with pytest.raises(UsageError, match="track: optimzer is not tracked"):
+            run.track(optimizer=torch.optim.SGD(model.parameters(), lr=1), override={"optimzer": ["lr"]})
+        with pytest.raises(EncodeError, match="settings"):
+            run.track(settings={"fn": lambda: None})
+
+
+def test_restored_values_survive_setdefault_and_a_reassignment_is_remarked_once() -> None:
+    said: list[str] = []
+    values = Vars(lambda path, value: None, said.append)
+    values.restore({"patience": 3, "seen": 9})
+    assert values.setdefault("patience", 0) == 3
+    assert said == []
+    values["patience"] = 0
+    values["patience"] = 1
+    assert len(said) == 1 and "vars['patience'] was restored" in said[0]
+    values.settle()
+    values["seen"] = 1
+    assert len(said) == 1
+
+
+def test_snapshots_are_due_by_steps_or_by_time() -> None:
+    now = 100.0
+    by_steps = Schedule(Every(steps=3), 10, now=lambda: now)
+    assert [by_steps.due(step) for step in (10, 12, 13, 14)] == [False, False, True, True]
+    by_steps.restart(13)
+    assert not by_steps.due(15)
+    by_time = Schedule(Every(seconds=5), 0, now=lambda: now)
+    assert not by_time.due(1)
+    now = 105.0
+    assert by_time.due(1)
+    by_time.postpone(1.0)
+    assert not by_time.due(2)
+    now = 106.0
+    assert by_time.due(2)
+
+
+@pytest.mark.parametrize(("mode", "better", "worse"), [("max", 0.6, 0.4), ("min", 0.4, 0.6)])
+def test_only_an_improvement_on_unchanged_weights_asks_for_a_best_snapshot(
+    mode: str, better: float, worse: float
+) -> None:
+    evaluation = Evaluation(Metric.parse(f"valid/top1:{mode}"))
+    evaluation.weights_at(1)
+    evaluation.logged("valid/top1", math.nan, None)
+    assert not evaluation.improved
+    evaluation.logged("valid/top1", 0.5, None)
+    assert evaluation.improved and evaluation.values == {"valid/top1": 0.5}
+    evaluation.weights_at(2)
+    assert not evaluation.improved and evaluation.values == {}
+    evaluation.logged("valid/top1", worse, 0.5)
+    evaluation.logged("valid/other", better, 0.5)
+    assert not evaluation.improved
+    evaluation.logged("valid/top1", better, 0.5)
+    assert evaluation.improved
