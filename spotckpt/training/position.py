@@ -147,7 +147,9 @@ class Position:
     def finish(self) -> None:
         """Ends open loops as `break` does, for the last snapshot of a run that is finished."""
         if self._target is not None:
-            return
+            # The program ended before it came to where the snapshot was taken: it does not go back there.
+            self._place = max(self._place, self._target.place)
+            self.arrive()
         self._end_call(self._token)
         if self._in_epochs:
             self._leave_epochs("break")
@@ -167,6 +169,7 @@ class Position:
                 if not self._in_epochs:
                     return
                 self._move(_Place(self._place.loop, self._place.epoch + 1))
+                self._check_not_passed()
                 on_epoch_end()
         except GeneratorExit:
             if self._in_epochs:
@@ -179,6 +182,7 @@ class Position:
         if self._in_epochs or self._token is not None:
             raise UsageError("run.epochs inside another loop of the run", hint="use a plain range for the inner loop")
         self._move(self._place)
+        self._check_not_passed()
         place = _Place(self._place.loop + 1)
         self._in_epochs = True
         self._left_by = ""
@@ -277,6 +281,7 @@ class Position:
                 )
             self._once.add(loader)
         self._move(self._place)
+        self._check_not_passed()
         self._token = object()
         return self._token
 
@@ -327,12 +332,14 @@ class Position:
             self._ended_steps = None
         self._place = place
         target = self._target
-        if target is None:
-            return
-        if place == target.place and target.active is None:
+        if target is not None and place == target.place and target.active is None:
             self._ended_steps = target.ended_steps
             self.arrive()
-        elif place > target.place:
+
+    def _check_not_passed(self) -> None:
+        # Asked where the program goes on, not where a loop ends: that may be by an error, which must not be replaced.
+        target = self._target
+        if target is not None and self._place > target.place:
             raise MismatchError(
                 f"data position: the snapshot was taken at {target.place}, and the program passed by without that loop",
                 hint="resume with the loops that the snapshot was taken in, or start afresh with @start",
@@ -416,7 +423,7 @@ class _Target:
             return 0
         if self.active["kind"] != kind:
             raise MismatchError(
-                f"data position: the snapshot was taken in run.{self.active['kind']}, here is run.{kind} ({self.place})",
+                f"data position: the snapshot was taken in run.{self.active['kind']}, here is run.{kind}",
                 hint="resume with the loops that the snapshot was taken in, or start afresh with @start",
             )
         return int(self.active["count"])

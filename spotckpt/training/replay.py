@@ -3,7 +3,8 @@
 Facts of torch's `DataLoader` that this relies on (torch/utils/data/dataloader.py and sampler.py): making an iterator
 draws a base seed for the workers from the loader's generator or the global one; samplers draw their seed or permutation
 when the first index is asked for, which is at once with workers and at the first batch without; with
-`persistent_workers` the second iterator of a process draws no base seed and its workers go on with their random streams.
+`persistent_workers` the second iterator of a process draws no base seed and its workers go on with their random
+streams.
 """
 
 from __future__ import annotations
