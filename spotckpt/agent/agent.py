@@ -1,0 +1,410 @@
+"""The agent: its runs, its clients, and what it answers them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from spotckpt.agent import protocol
+from spotckpt.agent.board import Board
+from spotckpt.agent.connection import Connection
+from spotckpt.agent.opening import Request, open_run, parse_environment
+from spotckpt.agent.options import AgentOptions
+from spotckpt.agent.processes import Process, boot_id, pid_namespace
+from spotckpt.agent.protocol import Message
+from spotckpt.agent.run import Run
+from spotckpt.agent.spool import RunSpool, Spool, Token
+from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
+from spotckpt.errors import AgentError, UsageError
+from spotckpt.notices.notice import Notice
+from spotckpt.snapshot.keys import SnapshotId
+from spotckpt.snapshot.records import Base, Holder
+
+_LOG = logging.getLogger(__name__)
+
+_FIRST_LOOK_S = 10.0
+
+
+class Agent:
+    """Everything but the process: sockets, signals and the watcher are the service's.
+
+    Args:
+        spool: whose lock is held.
+        options: the agent's.
+        first_look: set once the sources of notices have been asked for the first time.
+        watch_process: told of each process whose end matters.
+        poke: wakes the service.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        options: AgentOptions,
+        *,
+        first_look: threading.Event,
+        watch_process: Callable[[Process], None],
+        poke: Callable[[], None],
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._spool = spool
+        self._options = options
+        self._first_look = first_look
+        self._watch_process = watch_process
+        self._poke = poke
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._runs: dict[str, Run] = {}
+        self._opening: set[str] = set()
+        self._connections: set[Connection] = set()
+        self._me = Process.current()
+        self.instance = ""
+        self.board = Board(spool.path / "notices.json", self._announce, clock=clock)
+        self._handlers: dict[str, Callable[[Connection, Message], Message]] = {
+            "open": self._open,
+            "base": self._base,
+            "attach": self._attach,
+            "slot": self._slot,
+            "abort": self._abort,
+            "sealed": self._sealed,
+            "drain": self._drain,
+            "close": self._drain,
+            "status": self._status,
+            "notify": self._notify,
+        }
+
+    # ---- for the service
+
+    def adopt(self) -> None:
+        """Goes on with the attempts that an earlier agent left in the spool."""
+        for spool in self._spool.load():
+            token = spool.token
+            trainer: Process | None = Process(token.trainer_pid, token.trainer_start)
+            here = token.boot_id == boot_id()
+            if here and token.pid_namespace != pid_namespace():
+                trainer = None
+            _LOG.info("attempt %d of %s is taken over from an agent that ended", token.attempt, token.uri)
+            run = self._add(spool, trainer, None, self._holder_of(token, trainer), adopted=True)
+            if trainer is not None and not (here and trainer.alive):
+                run.leave()
+
+    def connected(self, accepted: socket.socket) -> None:
+        """Serves a new client."""
+        connection = Connection(accepted, self)
+        with self._lock:
+            self._connections.add(connection)
+        connection.start()
+
+    def process_gone(self, process: Process) -> None:
+        """A trainer has ended: its openings are called off, what it sealed is uploaded, its attempts are released."""
+        with self._lock:
+            connections = [connection for connection in self._connections if connection.process == process]
+            runs = [run for run in self._runs.values() if run.trainer == process]
+        for connection in connections:
+            connection.gone = True
+            connection.hang_up()  # its forked workers may still hold the other end
+        for run in runs:
+            if not run.left:
+                _LOG.warning("attempt %d of %s: its trainer %d is gone", run.token.attempt, run.uri, process.pid)
+            run.leave()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a run, an opening or a living client."""
+        with self._lock:
+            return bool(self._runs or self._opening or self._connections)
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether there is a run or an opening."""
+        with self._lock:
+            return bool(self._runs)
+
+    # ---- House, for the opening
+
+    def final_notice(self) -> Notice | None:
+        """See `House`. A machine without a metadata service does not delay anybody for long."""
+        self._first_look.wait(_FIRST_LOOK_S)
+        return self.board.final()
+
+    def run_of(self, uri: str) -> Run | None:
+        """See `House`."""
+        with self._lock:
+            return self._runs.get(uri)
+
+    def is_attended(self, run: Run) -> bool:
+        """See `House`."""
+        return any(not connection.closed for connection in self._attending(run))
+
+    def begin_opening(self, uri: str) -> bool:
+        """See `House`."""
+        with self._lock:
+            if uri in self._runs or uri in self._opening:
+                return False
+            self._opening.add(uri)
+            return True
+
+    def end_opening(self, uri: str) -> None:
+        """See `House`."""
+        with self._lock:
+            self._opening.discard(uri)
+
+    def holder(self, trainer: Process) -> Holder:
+        """See `House`."""
+        return Holder(
+            host=socket.gethostname(),
+            instance=self.instance,
+            boot_id=boot_id(),
+            pid_namespace=pid_namespace(),
+            agent_pid=self._me.pid,
+            agent_start=self._me.start,
+            trainer_pid=trainer.pid,
+            trainer_start=trainer.start,
+        )
+
+    def _holder_of(self, token: Token, trainer: Process | None) -> Holder:
+        here = token.boot_id == boot_id()
+        return self.holder(trainer if here and trainer is not None else Process(0, 0))
+
+    def add_run(self, token: Token, trainer: Process, environment: Mapping[str, str] | None, holder: Holder) -> Run:
+        """See `House`."""
+        run = self._add(self._spool.create(token), trainer, environment, holder, adopted=False)
+        if not trainer.alive:
+            run.leave()
+        return run
+
+    def _add(
+        self,
+        spool: RunSpool,
+        trainer: Process | None,
+        environment: Mapping[str, str] | None,
+        holder: Holder,
+        *,
+        adopted: bool,
+    ) -> Run:
+        def emit(event: Message) -> None:
+            for connection in self._attending(run):
+                connection.send(event)
+
+        run = Run(
+            spool,
+            trainer,
+            environment=environment,
+            holder=holder,
+            options=self._options,
+            emit=emit,
+            on_end=self._run_ended,
+            adopted=adopted,
+            clock=self._clock,
+        )
+        with self._lock:
+            self._runs[run.uri] = run
+        if trainer is not None:
+            self._watch_process(trainer)
+        run.start()
+        return run
+
+    def _attending(self, run: Run) -> list[Connection]:
+        with self._lock:
+            return [found for found in self._connections if run.uri in found.uris and found.process == run.trainer]
+
+    def _run_ended(self, run: Run) -> None:
+        with self._lock:
+            if self._runs.get(run.uri) is run:
+                del self._runs[run.uri]
+            for connection in self._connections:
+                connection.uris.discard(run.uri)
+        self._poke()
+
+    # ---- notices
+
+    def _announce(self, notice: Notice) -> None:
+        """Tells every client once; each trainer with what it means for its run."""
+        with self._lock:
+            runs = list(self._runs.values())
+            idle = [found for found in self._connections if found.process is not None and not found.uris]
+        for run in runs:
+            event = self._notice_event(notice, run)
+            for connection in self._attending(run):
+                connection.send(event)
+        for connection in idle:
+            connection.send(self._notice_event(notice, None))
+
+    def _notice_event(self, notice: Notice, run: Run | None) -> Message:
+        now = self._clock.now()
+        decision = run.answer(notice) if run is not None else None
+        return {
+            "event": "notice",
+            "uri": run.uri if run is not None else None,
+            "kind": notice.kind,
+            "action": notice.action,
+            "final": notice.is_final,
+            "seconds_left": notice.seconds_left(now),
+            "id": notice.id,
+            "plan": decision.plan if decision else "snapshot",
+            "why": decision.why if decision else notice.describe(now),
+        }
+
+    # ---- Answerer, for the connections
+
+    def greet(self, connection: Connection) -> Message:
+        """The reply to hello."""
+        assert connection.process is not None
+        self._watch_process(connection.process)
+        urgent = self.board.most_urgent()
+        notice = self._notice_event(urgent, None) if urgent is not None else None
+        return {"agent_pid": os.getpid(), "version": protocol.VERSION, "notice": notice}
+
+    def hung_up(self, connection: Connection) -> None:
+        """A connection is over; its runs go on as long as the process lives."""
+        with self._lock:
+            self._connections.discard(connection)
+        self._poke()
+
+    def answer(self, connection: Connection, request: Message) -> Message:
+        """The reply's fields."""
+        return self._handlers[request["op"]](connection, request)
+
+    def _open(self, connection: Connection, message: Message) -> Message:
+        assert connection.process is not None
+        request = Request.parse(message)
+
+        def say(text: str) -> None:
+            connection.send({"event": "waiting", "call": message.get("id"), "message": text})
+
+        run = open_run(self, request, connection.process, check=connection.check, say=say, clock=self._clock)
+        connection.uris.add(run.uri)
+        return {"attempt": run.token.attempt, "run_id": run.token.run_id, "highest": run.token.highest}
+
+    def _attach(self, connection: Connection, message: Message) -> Message:
+        assert connection.process is not None
+        uri, attempt = _text(message, "uri"), _number(message, "attempt")
+        run = self.run_of(uri)
+        if run is None or run.token.attempt != attempt:
+            raise AgentError(f"there is no attempt {attempt} of {uri} here", hint="open the run again")
+        run.attach(connection.process, parse_environment(message))
+        connection.uris.add(uri)
+        return {"attempt": run.token.attempt, "last_committed": run.token.last_committed}
+
+    def _base(self, connection: Connection, message: Message) -> Message:
+        run = self._own(connection, message)
+        snapshot = message.get("snapshot")
+        run.write_base(
+            Base(
+                run.token.attempt,
+                None if snapshot is None else str(SnapshotId.parse(str(snapshot))),
+                str(message.get("selector") or "newest"),
+                _texts(message, "consumed"),
+                _texts(message, "skipped"),
+            )
+        )
+        return {}
+
+    def _slot(self, connection: Connection, message: Message) -> Message:
+        run = self._own(connection, message)
+        slot = run.lend(
+            _number(message, "size_bytes"), step=_number(message, "step"), wait_s=_seconds(message, "wait_s") or 0.0
+        )
+        if slot is None or slot.grant is None:
+            return {"busy": True, "slots": len(run.spool.slots)}
+        return {
+            "path": str(slot.path),
+            "data_path": slot.grant.data_path,
+            "generation": slot.grant.generation,
+            "id": slot.grant.id,
+            "size_bytes": slot.grant.size_bytes,
+            "slots": len(run.spool.slots),
+        }
+
+    def _abort(self, connection: Connection, message: Message) -> Message:
+        self._own(connection, message).abort(_number(message, "generation"))
+        return {}
+
+    def _sealed(self, connection: Connection, message: Message) -> Message:
+        self._own(connection, message).sealed(_number(message, "generation"))
+        return {}
+
+    def _drain(self, connection: Connection, message: Message) -> Message:
+        run = self._own(connection, message)
+        seconds = _seconds(message, "deadline_s")
+        deadline = run.drain_limit() if seconds is None else Deadline.after(seconds, self._clock)
+
+        def on_progress(transfer: Message) -> None:
+            connection.send({"event": "progress", "call": message.get("id"), "uri": run.uri, **transfer})
+
+        return run.drain(deadline, close=message["op"] == "close", on_progress=on_progress)
+
+    def _own(self, connection: Connection, message: Message) -> Run:
+        """The run that the message names, which must be the caller's."""
+        uri = _text(message, "uri")
+        run = self.run_of(uri)
+        if run is None or run.trainer != connection.process:
+            raise AgentError(f"{uri} is not open in this process", hint="open it, or attach after an agent's end")
+        return run
+
+    def _status(self, connection: Connection, message: Message) -> Message:
+        del connection, message
+        now = self._clock.now()
+        with self._lock:
+            runs = list(self._runs.values())
+        notices = [
+            {
+                "kind": notice.kind,
+                "action": notice.action,
+                "final": notice.is_final,
+                "seconds_left": notice.seconds_left(now),
+                "id": notice.id,
+            }
+            for notice in self.board.in_force()
+        ]
+        agent = {
+            "pid": os.getpid(),
+            "private": self._options.private,
+            "spool_dir": str(self._options.spool_dir),
+            "runtime_dir": str(self._options.runtime_dir),
+            "instance": self.instance,
+        }
+        return {"agent": agent, "notices": notices, "runs": [run.status() for run in runs]}
+
+    def _notify(self, connection: Connection, message: Message) -> Message:
+        del connection
+        if message.get("clear"):
+            self.board.clear()
+            return {}
+        notice = self.board.inject(
+            str(message.get("action")), in_s=_seconds(message, "in_s"), kind=str(message.get("kind") or "manual")
+        )
+        return {"notice_id": notice.id}
+
+
+def _text(message: Mapping[str, Any], name: str) -> str:
+    value = message.get(name)
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{message.get('op')}: {name} is {value!r}, not a text", hint="give it")
+    return value
+
+
+def _texts(message: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = message.get(name) or []
+    if not isinstance(value, list):
+        raise UsageError(f"{message.get('op')}: {name} is {value!r}, not a list", hint="give texts")
+    return tuple(str(item) for item in value)
+
+
+def _number(message: Mapping[str, Any], name: str) -> int:
+    value = message.get(name)
+    if type(value) is not int or value < 0:
+        raise UsageError(f"{message.get('op')}: {name} is {value!r}, not a count", hint="give it")
+    return value
+
+
+def _seconds(message: Mapping[str, Any], name: str) -> float | None:
+    value = message.get(name)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= value < float("inf"):
+        raise UsageError(f"{message.get('op')}: {name} is {value!r}, not seconds", hint="give a number of seconds")
+    return float(value)

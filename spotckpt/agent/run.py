@@ -1,0 +1,534 @@
+"""One open attempt: its slots, its uploads, its end. A thread of its own uploads, so that no run waits for another."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spotckpt.agent.heart import Heart
+from spotckpt.agent.options import AgentOptions
+from spotckpt.agent.planner import Decision, Situation, decide
+from spotckpt.agent.processes import Process
+from spotckpt.agent.protocol import Message, error_fields
+from spotckpt.agent.slots import Seal
+from spotckpt.agent.spool import RunSpool, SpoolSlot, Token
+from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
+from spotckpt.errors import (
+    AgentError,
+    OutcomeUnknown,
+    SpoolError,
+    SpotckptError,
+    Superseded,
+    Unavailable,
+)
+from spotckpt.notices.notice import Notice
+from spotckpt.snapshot.attempts import is_superseded, write_base
+from spotckpt.snapshot.keys import SnapshotId
+from spotckpt.snapshot.manifest import Manifest
+from spotckpt.snapshot.records import Base, Holder
+from spotckpt.snapshot.save import commit, upload
+from spotckpt.snapshot.staged import Staged
+from spotckpt.store.base import Store
+from spotckpt.store.open import open_store
+
+_LOG = logging.getLogger(__name__)
+
+BACKOFF_LIMIT_S = 60.0
+DRAIN_LIMIT_S = 600.0
+SLOWEST_BYTES_PER_S = 1e6
+_IDLE_LOOK_S = 1.0
+_MEASURABLE_BYTES = 1 << 20
+
+
+@dataclass
+class Transfer:
+    """The upload under way."""
+
+    id: str
+    total_bytes: int
+    sent_bytes: int = 0
+
+    def to_json(self) -> Message:
+        """As in `status` and in the event `progress`."""
+        return {"id": self.id, "sent_bytes": self.sent_bytes, "total_bytes": self.total_bytes}
+
+
+class Run:
+    """An attempt held by this agent.
+
+    Args:
+        spool: its token and slots.
+        trainer: the process that trains; None if that cannot be told (another PID namespace): then it is taken for
+            gone unless it attaches before the attempt would be stale.
+        environment: the trainer's AWS_* variables; None for the agent's own.
+        holder: this agent and the trainer, for heartbeats.
+        emit: sends an event to the trainers of this run.
+        on_end: called once, on the run's thread, when the attempt is over and its files are gone.
+        adopted: found in the spool, from an agent that died.
+    """
+
+    def __init__(
+        self,
+        spool: RunSpool,
+        trainer: Process | None,
+        *,
+        environment: Mapping[str, str] | None,
+        holder: Holder,
+        options: AgentOptions,
+        emit: Callable[[Message], None],
+        on_end: Callable[[Run], None],
+        adopted: bool = False,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.spool = spool
+        self.trainer = trainer
+        self.uri = spool.token.uri
+        self._options = options
+        self._emit = emit
+        self._on_end = on_end
+        self._clock = clock
+        self._store = self._open_store(environment)
+        self._changed = threading.Condition()
+        self._known_since = clock.now()
+        self._left_at: float | None = None
+        self._ended = False
+        self.superseded: Superseded | None = None
+        self.failure: SpotckptError | None = None
+        self.failures = 0
+        self._retry_at = 0.0
+        self._uncommitted: Manifest | None = None
+        self.transfer: Transfer | None = None
+        self._bandwidth: float | None = None
+        self._snapshot_bytes: int | None = None
+        self._answered: set[str] = set()
+        self._heart = Heart(
+            spool.token.attempt,
+            holder,
+            interval_s=spool.token.stale_after_s / 6,
+            store=lambda: self._store,
+            last_committed=lambda: self.token.last_committed,
+            on_superseded=self._overtaken,
+            adopted=adopted,
+            clock=clock,
+        )
+        self._adopted = adopted
+        self._thread = threading.Thread(target=self._work, name=f"run-{spool.token.attempt}", daemon=True)
+
+    def start(self) -> None:
+        """Begins to beat and to upload. A new attempt's first heartbeat is written before this returns."""
+        if not self._adopted:
+            self._heart.beat()
+        if self.trainer is not None or not self._adopted:
+            self._heart.start()
+        self._thread.start()
+
+    @property
+    def token(self) -> Token:
+        """How far it has come."""
+        return self.spool.token
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over: released, or dropped."""
+        return self._ended
+
+    @property
+    def left(self) -> bool:
+        """Whether the trainer has closed it or is gone."""
+        return self._left_at is not None
+
+    def _open_store(self, environment: Mapping[str, str] | None) -> Store:
+        return open_store(self.uri, environment=environment, call_timeout_s=self.token.call_timeout_s)
+
+    # ---- for the trainer
+
+    def attach(self, trainer: Process, environment: Mapping[str, str] | None) -> None:
+        """Lets the trainer go on after an agent's end.
+
+        Raises:
+            AgentError: the attempt is another process's, or over.
+            Superseded: a later attempt owns the run.
+        """
+        self._require_open()
+        if self.trainer is not None and self.trainer != trainer:
+            raise AgentError(
+                f"attempt {self.token.attempt} of {self.uri} belongs to process {self.trainer.pid}",
+                hint="open the run instead",
+            )
+        if self.trainer is None:
+            self.trainer = trainer
+            self._heart.start()
+        self.use_environment(environment)
+
+    def use_environment(self, environment: Mapping[str, str] | None) -> None:
+        """Goes on with other credentials, at once."""
+        self._store = self._open_store(environment)
+        self.hurry()
+
+    def write_base(self, base: Base) -> None:
+        """Records what the attempt continues; from here snapshots may be committed. Raises as the function does."""
+        self._require_open()
+        write_base(self._store, base)
+        with self._changed:
+            self.spool.update(based=True, parent=None if base.snapshot is None else str(base.snapshot))
+        _LOG.info("attempt %d of %s continues %s", self.token.attempt, self.uri, base.snapshot or "nothing: a new run")
+
+    def lend(self, size_bytes: int, *, step: int, wait_s: float) -> SpoolSlot | None:
+        """A slot for the next snapshot, or None if all are taken and stay so for that long.
+
+        Raises:
+            SpoolError: there is no room for even one.
+            AgentError: the base is not recorded yet, or the run is closed.
+        """
+        deadline = Deadline.after(wait_s, self._clock)
+        with self._changed:
+            while True:
+                self._require_open()
+                if not self.token.based:
+                    raise AgentError(f"{self.uri}: no slot before the base is recorded", hint="send 'base' first")
+                slot = self.spool.lend(
+                    size_bytes, step=step, most=self._options.slots, reserve_bytes=self._options.reserve_bytes
+                )
+                if slot is not None or deadline.passed:
+                    self._snapshot_bytes = size_bytes
+                    return slot
+                self._changed.wait(min(deadline.seconds_left, _IDLE_LOOK_S))
+
+    def abort(self, generation: int) -> None:
+        """Frees a slot that was granted and not sealed; nothing if there is no such grant."""
+        with self._changed:
+            slot = self.spool.find(generation)
+            if slot is not None and not slot.leased:
+                slot.free()
+            self._changed.notify_all()
+
+    def sealed(self, generation: int) -> None:
+        """Looks at the slots now.
+
+        Raises:
+            SpoolError: there is no valid seal of that generation.
+        """
+        with self._changed:
+            slot = self.spool.find(generation)
+            if slot is None or slot.seal() is None:
+                # it may have been uploaded, or dropped for a newer one, between the seal and this nudge
+                if slot is not None:
+                    raise SpoolError(f"{slot.path} has no seal of generation {generation}", hint="stage it again")
+                return
+        self.hurry()
+
+    def drain(self, deadline: Deadline, *, close: bool, on_progress: Callable[[Message], None]) -> Message:
+        """Waits until nothing sealed is left to commit, or it is given up; then, to close, for the release.
+
+        Giving up ends the waiting only: what is sealed stays in the spool, and the agent goes on trying.
+
+        Returns:
+            committed, acknowledged, and failure if not acknowledged.
+        """
+        seen, shown = self.failures, (-1, "")
+        if close:
+            self.leave()
+        self.hurry()
+        with self._changed:
+            while not self._is_settled(close) and not self._is_hopeless(seen) and not deadline.passed:
+                self._changed.wait(min(deadline.seconds_left, 0.1))
+                transfer = self.transfer
+                if transfer is not None and (now_shown := (transfer.sent_bytes, transfer.id)) != shown:
+                    shown = now_shown
+                    on_progress(transfer.to_json())
+            return self._outcome()
+
+    def drain_limit(self) -> Deadline:
+        """How long a drain without a deadline takes at most."""
+        return Deadline.after(DRAIN_LIMIT_S + (self._snapshot_bytes or 0) / SLOWEST_BYTES_PER_S, self._clock)
+
+    def _is_settled(self, close: bool) -> bool:
+        if close or self.superseded:
+            return self._ended or (self.superseded is not None and not close)
+        return self._ended or (self.transfer is None and not self._pending())
+
+    def _is_hopeless(self, seen: int) -> bool:
+        transient = isinstance(self.failure, Unavailable | OutcomeUnknown)
+        return self.failures > seen and self.failure is not None and not transient
+
+    def _outcome(self) -> Message:
+        reply: Message = {"committed": self.token.last_committed, "acknowledged": False}
+        if self.superseded is not None:
+            return {**reply, "failure": error_fields(self.superseded)}
+        if self._ended or (self.transfer is None and not self._pending()):
+            return {**reply, "acknowledged": self._dropped is None} | (
+                {} if self._dropped is None else {"failure": error_fields(self._dropped)}
+            )
+        failure = self.failure or AgentError(
+            f"{self.uri}: the newest snapshot is not uploaded yet",
+            hint="the agent goes on as long as the machine lives",
+        )
+        return {**reply, "failure": error_fields(failure)}
+
+    _dropped: SpotckptError | None = None
+    """Why the newest sealed snapshot will never be committed, if so."""
+
+    def _require_open(self) -> None:
+        if self.superseded is not None:
+            raise self.superseded
+        if self._ended or self.left:
+            raise AgentError(f"attempt {self.token.attempt} of {self.uri} is closed", hint="open the run again")
+
+    # ---- for the agent
+
+    def leave(self) -> None:
+        """The trainer has closed the run or is gone: upload what is sealed, then release. Never blocks."""
+        if self._left_at is None:
+            self._left_at = self._clock.now()
+        self._poke()
+
+    def hurry(self) -> None:
+        """Ends any pause before the next try. Never blocks."""
+        self._retry_at = 0.0
+        self._poke()
+
+    def _poke(self) -> None:
+        # without waiting: the lock may be held while a slot's memory is allocated; all waits look again by themselves
+        if self._changed.acquire(blocking=False):
+            try:
+                self._changed.notify_all()
+            finally:
+                self._changed.release()
+
+    def answer(self, notice: Notice) -> Decision:
+        """What this run's part in a notice is; the newest sealed snapshot goes at once if it says so."""
+        transfer = self.transfer
+        decision = decide(
+            Situation(
+                notice=notice,
+                now=self._clock.now(),
+                pending_bytes=self._pending_bytes(transfer),
+                snapshot_bytes=self._snapshot_bytes,
+                bandwidth=self._bandwidth,
+                answered=notice.id in self._answered,
+            )
+        )
+        self._answered.add(notice.id)
+        if decision.upload_now:
+            self.hurry()
+        _LOG.info("attempt %d of %s: %s", self.token.attempt, self.uri, decision.why)
+        return decision
+
+    def _pending_bytes(self, transfer: Transfer | None) -> int:
+        under_way = transfer.total_bytes - transfer.sent_bytes if transfer else 0
+        newest = next((seal for slot in list(self.spool.slots) if not slot.leased and (seal := slot.seal())), None)
+        return under_way + (newest.data_bytes if newest else 0)
+
+    def status(self) -> Message:
+        """For `spotckpt status`. Takes no lock, so it may be a moment old."""
+        transfer, failure, trainer = self.transfer, self.failure or self.superseded, self.trainer
+        return {
+            "uri": self.uri,
+            "run_id": self.token.run_id,
+            "attempt": self.token.attempt,
+            "state": self._state(),
+            "slots": [_slot_status(slot) for slot in list(self.spool.slots)],
+            "uploading": transfer.to_json() if transfer else None,
+            "last_committed": self.token.last_committed,
+            "trainer_pid": trainer.pid if trainer else None,
+            "error": error_fields(failure) if failure else None,
+        }
+
+    def _state(self) -> str:
+        if self._ended or self.superseded:
+            return "superseded" if self.superseded else "released"
+        if self.left:
+            return "closing" if self.trainer and self.trainer.alive else "orphaned"
+        return "training" if self.token.based else "claimed"
+
+    # ---- the run's own thread
+
+    def _work(self) -> None:
+        while not self._ended:
+            try:
+                self._turn()
+            except Exception as error:  # noqa: BLE001  the edge: a fault in one run must not end the agent
+                _LOG.exception("attempt %d of %s: a fault in the agent", self.token.attempt, self.uri)
+                self._failed(AgentError(f"fault in the agent: {type(error).__name__}: {error}", hint="see its log"))
+        self._on_end(self)
+
+    def _turn(self) -> None:
+        with self._changed:
+            slot, seal = self._next()
+            if slot is None and not self._is_over():
+                self._changed.wait(_IDLE_LOOK_S)
+                return
+        if slot is not None and seal is not None:
+            self._save(slot, seal)
+        else:
+            self._finish()
+
+    def _next(self) -> tuple[SpoolSlot | None, Seal | None]:
+        """The newest sealed slot, leased, if it is to be uploaded now; older ones are freed."""
+        pending = self._pending()
+        if not pending or self._clock.now() < self._retry_at or self.superseded is not None:
+            return None, None
+        slot, seal = pending[0]
+        for older, old in pending[1:]:
+            _LOG.info("%s is dropped unsent: %s is newer", old.id, seal.id)
+            older.free()
+        slot.leased = True
+        return slot, seal
+
+    def _pending(self) -> list[tuple[SpoolSlot, Seal]]:
+        if not self.token.based or self._ended:
+            return []
+        last = SnapshotId.parse(self.token.last_committed) if self.token.last_committed else None
+        if last is not None:
+            self.spool.drop_older(than=last)  # committed by an agent that died before it could free the slot
+        return self.spool.sealed()
+
+    def _is_over(self) -> bool:
+        now = self._clock.now()
+        if self.trainer is None and self._left_at is None and now - self._known_since > self.token.stale_after_s:
+            _LOG.warning("attempt %d of %s: its trainer did not come back", self.token.attempt, self.uri)
+            self._left_at = now
+        if self._left_at is None:
+            return False
+        if self.superseded is not None or not self._pending():
+            return True
+        limit = DRAIN_LIMIT_S + (self._snapshot_bytes or 0) / SLOWEST_BYTES_PER_S
+        if now - self._left_at > limit:
+            _LOG.error("attempt %d of %s: given up after %.0f s: %s", self.token.attempt, self.uri, limit, self.failure)
+            self._dropped = self.failure
+            return True
+        return False
+
+    def _save(self, slot: SpoolSlot, seal: Seal) -> None:
+        transfer = Transfer(seal.id, seal.data_bytes)
+        self.transfer = transfer
+        try:
+            staged = self._read(slot)
+            if staged is not None:
+                self._upload(slot, seal, staged, transfer)
+        except Superseded as error:
+            self._supersede(error, seal.id)
+        except SpotckptError as error:
+            self._failed(error)
+        finally:
+            with self._changed:
+                slot.leased = False
+                self.transfer = None
+                self._changed.notify_all()
+
+    def _read(self, slot: SpoolSlot) -> Staged | None:
+        """What the trainer wrote; if it cannot be read it never will be: the slot is freed, saying why."""
+        try:
+            return slot.staged()
+        except (SpotckptError, OSError) as error:
+            wrong = SpoolError(f"{slot.path} cannot be read: {error}", hint="the snapshot before it stays the newest")
+            self._dropped = wrong
+            self._failed(wrong)
+            with self._changed:
+                slot.free()
+            return None
+
+    def _upload(self, slot: SpoolSlot, seal: Seal, staged: Staged, transfer: Transfer) -> None:
+        def progress(sent: int) -> None:
+            transfer.sent_bytes += sent
+
+        def still_valid() -> None:
+            if self.superseded is not None:
+                raise self.superseded
+            if slot.seal() != seal:
+                raise SpoolError(f"{slot.path} changed under the upload of {seal.id}", hint="it is not committed")
+
+        if is_superseded(self._store, self.token.attempt):  # before the bytes: commit would tell only after them
+            self._overtaken()
+        still_valid()
+        began = self._clock.now()
+        manifest = self._uncommitted
+        if manifest is None or str(manifest.snapshot) != seal.id:
+            manifest = upload(
+                self._store,
+                staged,
+                slot.view(seal.data_bytes),
+                run_id=self.token.run_id,
+                parent=self.token.parent,
+                deadline=Deadline.after(self.token.call_timeout_s + seal.data_bytes / SLOWEST_BYTES_PER_S, self._clock),
+                progress=progress,
+                still_valid=still_valid,
+                clock=self._clock,
+            )
+            self._measure(transfer.sent_bytes, self._clock.now() - began)
+        still_valid()
+        self._uncommitted = manifest  # if the outcome stays unknown, the very same manifest is put again
+        commit(self._store, manifest)
+        self._committed(slot, seal.id)
+
+    def _measure(self, sent_bytes: int, seconds: float) -> None:
+        if sent_bytes >= _MEASURABLE_BYTES and seconds > 0:
+            self._bandwidth = sent_bytes / seconds
+
+    def _committed(self, slot: SpoolSlot, snapshot: str) -> None:
+        """Token, heartbeat, and only then the slot: whoever dies in between, nothing is told twice or forgotten."""
+        with self._changed:
+            self.spool.update(last_committed=snapshot, parent=snapshot)
+            self._uncommitted = self.failure = self._dropped = None
+            self.failures, self._retry_at = 0, 0.0
+        _LOG.info("%s is committed to %s", snapshot, self.uri)
+        self._emit({"event": "committed", "uri": self.uri, "id": snapshot, "acknowledged": True})
+        self._heart.beat()
+        with self._changed:
+            slot.free()
+
+    def _failed(self, error: SpotckptError) -> None:
+        with self._changed:
+            news = self.failure is None or str(self.failure) != str(error)
+            self.failure = error
+            self.failures += 1
+            # jitter only shortens: the cap is kept, and machines that failed together do not return together
+            pause = min(BACKOFF_LIMIT_S, 2.0 ** min(self.failures - 1, 10)) * random.uniform(0.5, 1.0)
+            self._retry_at = self._clock.now() + pause
+            self._changed.notify_all()
+        if news:
+            _LOG.warning("attempt %d of %s: %s (trying again)", self.token.attempt, self.uri, error)
+            self._emit({"event": "error", "uri": self.uri, **error_fields(error)})
+
+    def _overtaken(self) -> None:
+        attempt = self.token.attempt
+        self._supersede(
+            Superseded(f"attempt {attempt + 1} owns {self.uri} now; attempt {attempt} writes no more"), None
+        )
+
+    def _supersede(self, error: Superseded, snapshot: str | None) -> None:
+        if self.superseded is not None:
+            return
+        self.superseded = error
+        self._heart.stop()
+        _LOG.error("%s", error.message)
+        self._emit({"event": "superseded", "uri": self.uri, "id": snapshot, "message": error.message})
+        self._poke()
+
+    def _finish(self) -> None:
+        """Release, always last; a superseded attempt has nothing to release."""
+        released = self.superseded is None and self._heart.release()
+        self._heart.stop()
+        with self._changed:
+            self.spool.remove()
+            self._ended = True
+            self._changed.notify_all()
+        state = "is superseded" if self.superseded else "is released" if released else "could not be released"
+        _LOG.info(
+            "attempt %d of %s %s; last committed: %s", self.token.attempt, self.uri, state, self.token.last_committed
+        )
+
+
+def _slot_status(slot: SpoolSlot) -> dict[str, Any]:
+    grant = slot.grant
+    state = "free" if grant is None else "leased" if slot.leased else "sealed" if slot.seal() else "staging"
+    return {
+        "state": state,
+        "id": grant.id if grant else None,
+        "size_bytes": slot.allocated_bytes,
+        "path": str(slot.data_path),
+    }

@@ -1,0 +1,264 @@
+"""The agent as a process: locks, socket, signals, the watch for notices, and when to end.
+
+Signals only write a byte; everything happens in the loop below. The loop's work is short: what waits for the network
+is done by the runs' and connections' own threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import selectors
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spotckpt.agent import locks, paths
+from spotckpt.agent.agent import Agent
+from spotckpt.agent.options import ALREADY_RUNNING, AgentOptions
+from spotckpt.agent.processes import Process
+from spotckpt.agent.spool import Spool
+from spotckpt.deadline import SYSTEM_CLOCK, Deadline
+from spotckpt.errors import SpotckptError
+from spotckpt.notices.ec2 import Ec2Metadata, Poll, choose_endpoint
+from spotckpt.notices.notice import Notice
+from spotckpt.notices.watch import Watcher
+
+_LOG = logging.getLogger(__name__)
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LOOK_S = 1.0
+_POKE = b"\0"
+
+
+def run(options: AgentOptions) -> int:
+    """Serves until it is stopped, or idle if private.
+
+    Returns:
+        0; ALREADY_RUNNING if another agent has the runtime directory or the spool; else the error's exit status.
+    """
+    try:
+        entry = _Entry.take(options)
+    except locks.Held as error:
+        _LOG.debug("%s", error)
+        return ALREADY_RUNNING
+    except SpotckptError as error:
+        _LOG.error("%s", error)
+        return error.exit_status
+    if options.detach and not entry.detach():
+        return 0
+    return _Service(options, entry).serve()
+
+
+@dataclass
+class _Entry:
+    """The locks and the socket: from here on this process, or the child it becomes, is the agent."""
+
+    listener: socket.socket
+    lock_fds: list[int]
+    socket_file: str
+
+    @classmethod
+    def take(cls, options: AgentOptions) -> _Entry:
+        path = paths.socket_path(options.runtime_dir)
+        fds: list[int] = []
+        for directory in dict.fromkeys((options.runtime_dir, options.spool_dir)):
+            paths.make_private_dir(directory)
+            fds.append(locks.acquire(directory, pid=os.getpid(), socket=path))
+        # nobody else has the lock: whatever lies at the path is of an agent that is dead
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen(64)
+        return cls(listener, fds, str(path))
+
+    def detach(self) -> bool:
+        """Becomes a child of nobody that we know; False in the parent, which has only to end.
+
+        Clients can connect from before the parent ends: the socket listens already.
+        """
+        if os.fork():
+            return False
+        for fd in self.lock_fds:
+            locks.introduce(fd, pid=os.getpid(), socket=self.path)
+        return True
+
+    @property
+    def path(self) -> Path:
+        return Path(self.socket_file)
+
+
+@dataclass
+class _Source:
+    """The metadata service, and on the way the instance's name."""
+
+    metadata: Ec2Metadata
+    agent: Agent
+
+    def poll(self) -> Poll:
+        poll = self.metadata.poll()
+        if poll.state == "answers" and not self.agent.instance:
+            self.agent.instance = self.metadata.instance_id()
+        return poll
+
+
+@dataclass
+class _Service:
+    options: AgentOptions
+    entry: _Entry
+    _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    _first_look: threading.Event = field(default_factory=threading.Event)
+    _to_watch: queue.SimpleQueue[Process] = field(default_factory=queue.SimpleQueue)
+    _watched: dict[int, Process] = field(default_factory=dict)
+    _stop_by: Deadline | None = None
+    _stopped_twice: bool = False
+
+    def serve(self) -> int:
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._listen_to_signals()
+        self._selector.register(self.entry.listener, selectors.EVENT_READ, "listener")
+        self._selector.register(self._wake_out, selectors.EVENT_READ, "wake")
+        self.agent = Agent(
+            Spool(self.options.spool_dir, self.options.disk_dir),
+            self.options,
+            first_look=self._first_look,
+            watch_process=self._watch_process,
+            poke=self._poke,
+        )
+        self.agent.board.load()
+        self.agent.adopt()
+        watcher = self._start_watcher()
+        _LOG.info("agent %d serves %s, spool %s", os.getpid(), self.entry.socket_file, self.options.spool_dir)
+        try:
+            self._loop()
+        finally:
+            self.entry.path.unlink(missing_ok=True)  # before the locks go, with this process
+            if watcher is not None:
+                watcher.stop()
+        _LOG.info("agent %d ends", os.getpid())
+        return 0
+
+    def _listen_to_signals(self) -> None:
+        signal.set_wakeup_fd(self._wake_in.fileno(), warn_on_full_buffer=False)
+        for number in _STOP_SIGNALS:
+            signal.signal(number, lambda *_: None)  # the wakeup descriptor gets the number; the loop acts
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _start_watcher(self) -> Watcher | None:
+        endpoint, warning = choose_endpoint(self.options.metadata_endpoint)
+        if warning:
+            _LOG.warning("%s", warning)
+        if not endpoint:
+            _LOG.info("AWS_EC2_METADATA_DISABLED is set: no interruption notices from EC2")
+            self._first_look.set()
+            return None
+        source = _Source(Ec2Metadata(endpoint), self.agent)
+        watcher = Watcher(source, self._see, interval_s=self.options.poll_interval_s)
+        watcher.first_look = self._first_look
+        watcher.start()
+        return watcher
+
+    def _see(self, notices: Sequence[Notice]) -> None:
+        self.agent.board.see("ec2", notices)
+
+    def _poke(self) -> None:
+        with contextlib.suppress(OSError):
+            self._wake_in.send(_POKE)
+
+    def _watch_process(self, process: Process) -> None:
+        self._to_watch.put(process)
+        self._poke()
+
+    def _loop(self) -> None:
+        idle = Deadline.after(self.options.idle_exit_s)
+        while not self._is_over():
+            try:
+                self._turn()
+            except Exception:  # noqa: BLE001  the edge: a fault in one turn must not end the agent
+                _LOG.exception("a fault in the agent's loop")
+                SYSTEM_CLOCK.sleep(_LOOK_S)
+            if self.agent.busy:
+                idle = Deadline.after(self.options.idle_exit_s)
+            if self.options.private and idle.passed:
+                _LOG.info("idle for %g s", self.options.idle_exit_s)
+                return
+
+    def _is_over(self) -> bool:
+        if self._stop_by is None:
+            return False
+        return self._stopped_twice or self._stop_by.passed or not self.agent.has_runs
+
+    def _turn(self) -> None:
+        timeout = min(_LOOK_S, self.options.idle_exit_s / 2)
+        for key, _ in self._selector.select(timeout):
+            if key.data == "listener":
+                self._accept()
+            elif key.data == "wake":
+                self._woken()
+            else:
+                self._ended(key.fd)
+        while not self._to_watch.empty():
+            self._register(self._to_watch.get())
+
+    def _accept(self) -> None:
+        try:
+            accepted, _ = self.entry.listener.accept()
+        except OSError as error:
+            _LOG.warning("a client could not be accepted: %s", error)
+            SYSTEM_CLOCK.sleep(0.1)  # out of descriptors: the listener would be readable again at once
+            return
+        self.agent.connected(accepted)
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for byte in self._wake_out.recv(4096):
+                if byte in _STOP_SIGNALS:
+                    self._stop(signal.Signals(byte).name)
+
+    def _stop(self, name: str) -> None:
+        if self._stop_by is not None:
+            self._stopped_twice = True
+            _LOG.warning("%s again: ending at once", name)
+            return
+        self._stop_by = Deadline.after(self.options.stop_grace_s)
+        _LOG.info("%s: finishing within %g s", name, self.options.stop_grace_s)
+        notice = Notice("signal", "terminate", self._stop_by.at, f"signal:{os.getpid()}", name)
+        self.agent.board.see("signal", [notice])
+
+    def _register(self, process: Process) -> None:
+        if process in self._watched.values():
+            return
+        fd = process.open_pidfd()
+        if fd is None:
+            self.agent.process_gone(process)
+            return
+        self._watched[fd] = process
+        self._selector.register(fd, selectors.EVENT_READ, "process")
+
+    def _ended(self, fd: int) -> None:
+        process = self._watched.pop(fd)
+        self._selector.unregister(fd)
+        os.close(fd)
+        self.agent.process_gone(process)
+
+
+def log_to_stderr(*, verbose: bool) -> None:
+    """One line per transition, with the time."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("spotckpt")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logger.propagate = False
