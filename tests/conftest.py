@@ -31,17 +31,18 @@ def moto_server() -> Iterator[MotoServer]:
 
 
 @pytest.fixture(scope="session")
-def _seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+def seaweed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """One SeaweedFS for this process's tests; those that kill it take `seaweed`, which starts it again."""
     with running(Seaweed(tmp_path_factory.mktemp("seaweed"))) as server:
         yield server  # type: ignore[misc]
 
 
 @pytest.fixture
-def seaweed(_seaweed: Seaweed) -> Seaweed:
+def seaweed(seaweed_server: Seaweed) -> Seaweed:
     """A SeaweedFS server, running. A test may `kill` and `start` it: what it acknowledged stays."""
-    if not _seaweed.is_running:
-        _seaweed.start()
-    return _seaweed
+    if not seaweed_server.is_running:
+        seaweed_server.start()
+    return seaweed_server
 
 
 def _entered(env: S3Env, monkeypatch: pytest.MonkeyPatch) -> S3Env:

@@ -69,9 +69,16 @@ class Client:
         self._pid = 0
         self._fs: S3FileSystem | None = None
 
-    def run(self, coroutine: Coroutine[Any, Any, T], deadline: Deadline) -> T:
-        """Waits for the coroutine; leaving early (Ctrl-C) cancels it."""
-        return wait(self.submit(coroutine), deadline)
+    def run(self, call: Call, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Waits for the coroutine, which has the call's deadline itself; leaving early (Ctrl-C) cancels it."""
+        future = self.submit(coroutine)
+        try:
+            return future.result(timeout=min(call.deadline.seconds_left, 86400.0) + ANSWER_TIMEOUT_S)
+        except FutureTimeoutError as error:
+            late = TimeoutError("the event loop does not answer")
+            raise translate(late, operation=call.operation, key=call.key, mutates=call.mutates) from error
+        finally:
+            future.cancel()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Starts the coroutine in the event loop."""
@@ -164,18 +171,6 @@ class Client:
         )
         weakref.finalize(self, _close, os.getpid(), fs)
         return fs
-
-
-def wait(future: Future[T], deadline: Deadline) -> T:
-    """The future's result. Its own deadline ends it; the time-out here is for an event loop that does not turn."""
-    try:
-        return future.result(timeout=min(deadline.seconds_left, 86400.0) + ANSWER_TIMEOUT_S)
-    except FutureTimeoutError:
-        future.cancel()
-        raise
-    except BaseException:
-        future.cancel()
-        raise
 
 
 def _close(pid: int, fs: S3FileSystem) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
-from spotckpt.errors import Denied, LimitExceeded, NotFound, OutcomeUnknown, StoreError, Unavailable
+from spotckpt.errors import BucketMissing, Denied, LimitExceeded, NotFound, OutcomeUnknown, StoreError, Unavailable
 from spotckpt.store.base import (
     MIB,
     TEMPORARY,
@@ -163,8 +163,8 @@ class LocalStore(Store):
     ) -> Iterator[Path]:
         temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}")
         try:
+            self._make_parent(operation, path)
             with self._translated(operation, path):
-                _make_directory(path.parent)
                 descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
                 for piece in pieces(data, _PIECE_BYTES):
@@ -181,6 +181,16 @@ class LocalStore(Store):
         finally:
             with suppress(OSError):
                 temporary.unlink()
+
+    def _make_parent(self, operation: str, path: Path) -> None:
+        try:
+            _make_directory(path.parent)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+            hint = "choose a directory that can be made"
+            cause = f"{error.filename} cannot be made: {error.strerror}"
+            raise BucketMissing(operation, str(path), cause, hint=hint) from error
+        except OSError as error:
+            raise from_os_error(error, operation=operation, key=str(path)) from error
 
     def _sync_name(self, operation: str, path: Path) -> None:
         try:

@@ -54,7 +54,7 @@ class Upload:
         asked = self.client.request(
             "create_multipart_upload", replace(self.call, mutates=False), ChecksumAlgorithm="CRC32", **self.place
         )
-        upload_id = self.client.run(asked, self.call.deadline)["UploadId"]
+        upload_id = self.client.run(self.call, asked)["UploadId"]
         try:
             self._complete(upload_id, self._send_parts(upload_id, data, progress))
         except BaseException:
@@ -99,7 +99,7 @@ class Upload:
             "complete_multipart_upload", self.call, MultipartUpload=listed, UploadId=upload_id, **self.place
         )
         try:
-            self.client.run(request, self.call.deadline)
+            self.client.run(self.call, request)
         except (OutcomeUnknown, Unavailable):
             # Its answer may have been lost, or an earlier try have landed (NoSuchUpload): look, do not guess.
             if not self._is_there(_combined_etag(parts)):
@@ -108,7 +108,7 @@ class Upload:
     def _is_there(self, etag: str) -> bool:
         request = self.client.request("head_object", replace(self.call, mutates=False), **self.place)
         try:
-            found: str = self.client.run(request, self.call.deadline)["ETag"]
+            found: str = self.client.run(self.call, request)["ETag"]
         except StoreError:
             return False
         return found.strip('"') == etag
@@ -118,7 +118,7 @@ class Upload:
         call = replace(self.call, deadline=deadline)
         request = self.client.request("abort_multipart_upload", call, UploadId=upload_id, **self.place)
         try:
-            self.client.run(request, deadline)
+            self.client.run(call, request)
         except StoreError:
             return  # the error that ended the upload is the one to tell; a lifecycle rule is the last resort
 

@@ -26,6 +26,7 @@ def at_once(
     results: dict[int, T] = {}
 
     def collect() -> None:
+        # Each request has the deadline itself; this time-out is for an event loop that does not turn.
         finished, _ = wait(running, return_when=FIRST_COMPLETED, timeout=min(deadline.seconds_left, 86400.0) + 20.0)
         if not finished:
             raise Unavailable("transfer", "", "the event loop does not answer")

@@ -85,7 +85,7 @@ class S3Store(Store):
     def read(self, key: str, *, limit_bytes: int, deadline: Deadline | None = None) -> bytes:
         """See `Store.read`."""
         call = self._call("read", key, self.until(deadline))
-        return self._client.run(self._client.get(call, limit_bytes=limit_bytes, **self._place(key)), call.deadline)
+        return self._client.run(call, self._client.get(call, limit_bytes=limit_bytes, **self._place(key)))
 
     def read_ranges(
         self,
@@ -157,7 +157,7 @@ class S3Store(Store):
         return {"Bucket": self.bucket, "Key": self._prefix + check_key(key)}
 
     def _request(self, method: str, call: Call, **parameters: Any) -> dict[str, Any]:
-        answer = self._client.run(self._client.request(method, call, **parameters), call.deadline)
+        answer = self._client.run(call, self._client.request(method, call, **parameters))
         self._bucket_seen = True
         return answer
 

@@ -140,6 +140,7 @@ def _lost(error: Exception) -> bool:
     return isinstance(
         error,
         boto.HTTPClientError
+        | boto.ConnectionError
         | boto.IncompleteReadError
         | boto.ResponseStreamingError
         | boto.FlexibleChecksumError
@@ -194,5 +195,8 @@ def _by_class(error: OSError) -> _Verdict:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, boto.EndpointConnectionError):
+        # Its own text says "could not connect" also of a connection that broke later.
+        return f"{error.kwargs.get('endpoint_url', '')}: {error.kwargs.get('error') or 'no connection'}"
     text = " ".join(str(error).split())
     return text if text and not isinstance(error, ValueError | KeyError) else f"{type(error).__name__}: {text}"

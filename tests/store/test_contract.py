@@ -19,6 +19,7 @@ from spotckpt.store.generic import FsspecStore
 from spotckpt.store.local import LocalStore
 from spotckpt.store.retry import Retrying
 from spotckpt.store.s3 import S3Store
+from tests.support.servers import MotoServer, S3Env, Seaweed
 
 KINDS = ["local", "memory", "moto", "seaweed"]
 
@@ -46,8 +47,19 @@ def _maker(kind: str, request: pytest.FixtureRequest) -> Callable[[], Store]:
     if kind == "memory":
         name = f"/{uuid.uuid4().hex}/run"
         return lambda: FsspecStore(fsspec.filesystem("memory"), name, uri=f"memory:/{name}")
-    env = request.getfixturevalue({"moto": "s3_env", "seaweed": "seaweed_env"}[kind])
-    return lambda: S3Store(env.uri, environment=env.environment)
+    env = request.getfixturevalue(f"{kind}_bucket")
+    root = f"{env.uri}/{uuid.uuid4().hex}"
+    return lambda: S3Store(root, environment=env.environment)
+
+
+@pytest.fixture(scope="module")
+def moto_bucket(moto_server: MotoServer) -> S3Env:
+    return moto_server.new_env()
+
+
+@pytest.fixture(scope="module")
+def seaweed_bucket(seaweed_server: Seaweed) -> S3Env:
+    return seaweed_server.new_env()
 
 
 @pytest.fixture
@@ -219,12 +231,18 @@ def test_conditions_are_honoured_and_asking_leaves_nothing(store):
 
 
 @pytest.mark.fault(71)
-@pytest.mark.parametrize(
-    "key",
-    ["../outside", "a/../../b", "/etc/passwd", "nul\0", "", "a//b", "a/", "./a", "back\\slash", "a/.tmp-1"],
-)
-def test_keys_that_lead_elsewhere_are_refused(store, key):
-    for verb in (
+def test_keys_that_lead_elsewhere_are_refused(store):
+    for key in ("../outside", "a/../../b", "/etc/passwd", "nul\0", "", "a//b", "a/", "./a", "back\\slash", "a/.tmp-1"):
+        for verb in _verbs(store, key):
+            with pytest.raises(ValueError, match="is no key"):
+                verb()
+    assert store.list("") == []
+
+
+def _verbs(store: Store, key: str) -> list[Callable[[], object]]:
+    listing = [lambda: store.list(key)] if key not in ("", "a/") else []
+    return [
+        *listing,
         lambda: store.create(key, b""),
         lambda: store.put_if_absent(key, b""),
         lambda: store.put(key, [b""]),
@@ -233,10 +251,4 @@ def test_keys_that_lead_elsewhere_are_refused(store, key):
         lambda: store.stat(key),
         lambda: store.exists(key),
         lambda: store.delete([key]),
-    ):
-        with pytest.raises(ValueError, match="is no key"):
-            verb()
-    if key not in ("", "a/"):
-        with pytest.raises(ValueError, match="is no key"):
-            store.list(key)
-    assert store.list("") == []
+    ]

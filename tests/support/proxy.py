@@ -17,6 +17,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,6 +75,11 @@ def answer(status: int, body: bytes = b"") -> Action:
     return Action("answer", status=status, body=body)
 
 
+def flip_byte() -> Action:
+    """Forwards the request with the last bit of its body's first byte changed."""
+    return Action("flip")
+
+
 def strip_header(name: str) -> Action:
     """Forwards the request without that header."""
     return Action("strip", name=name.lower())
@@ -125,6 +131,8 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: weakref.WeakSet[asyncio.StreamWriter] = weakref.WeakSet()
         self.port = 0
 
     @property
@@ -164,27 +172,32 @@ class Proxy:
         self._loop.close()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**20)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**20)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _end(self) -> None:
         assert self._server is not None
         self._server.close()
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.01)  # the loop closes the aborted sockets in its next turns
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = self._loop.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         try:
             await self._exchange(reader, writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             _reset(writer)
         finally:
             writer.close()
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await writer.wait_closed()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -195,6 +208,7 @@ class Proxy:
             await self._refuse(action, seen, reader, writer)
             return
         up_reader, up_writer = await asyncio.open_connection(*self._target)
+        self._writers.add(up_writer)
         try:
             if "expect" in seen.headers:
                 writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -206,8 +220,6 @@ class Proxy:
                 _reset(writer)
         finally:
             up_writer.close()
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await up_writer.wait_closed()
 
     def _decide(self, seen: Seen) -> Action:
         with self._lock:
@@ -246,6 +258,8 @@ class Proxy:
             if action.kind == "cut_request" and seen.body_bytes + len(piece) > action.count:
                 action.also()
                 return False
+            if action.kind == "flip" and not seen.body_bytes:
+                piece = bytes([piece[0] ^ 1]) + piece[1:]
             await self._pace(len(piece))
             up_writer.write(piece)
             await up_writer.drain()
