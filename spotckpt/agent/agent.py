@@ -273,7 +273,7 @@ class Agent:
         request = Request.parse(message)
 
         def say(text: str) -> None:
-            connection.send({"event": "waiting", "call": message.get("id"), "message": text})
+            connection.send({"event": "waiting", "call": message.get("call"), "message": text})
 
         run = open_run(self, request, connection.process, check=connection.check, say=say, clock=self._clock)
         connection.uris.add(run.uri)
@@ -314,7 +314,7 @@ class Agent:
             "path": str(slot.path),
             "data_path": slot.grant.data_path,
             "generation": slot.grant.generation,
-            "id": slot.grant.id,
+            "snapshot": slot.grant.id,
             "size_bytes": slot.grant.size_bytes,
             "slots": len(run.spool.slots),
         }
@@ -333,7 +333,7 @@ class Agent:
         deadline = run.drain_limit() if seconds is None else Deadline.after(seconds, self._clock)
 
         def on_progress(transfer: Message) -> None:
-            connection.send({"event": "progress", "call": message.get("id"), "uri": run.uri, **transfer})
+            connection.send({"event": "progress", "call": message.get("call"), "uri": run.uri, **transfer})
 
         return run.drain(deadline, close=message["op"] == "close", on_progress=on_progress)
 

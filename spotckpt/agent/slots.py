@@ -86,7 +86,7 @@ class Slot:
             Path(reply["path"]),
             Path(reply["data_path"]),
             int(reply["generation"]),
-            str(reply["id"]),
+            str(reply["snapshot"]),
             int(reply["size_bytes"]),
         )
 
