@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from spotckpt.address import Address
 from spotckpt.errors import UsageError
 from spotckpt.store.open import open_store
 from spotckpt.training.fetching import fetch
+from spotckpt.training.request import parse_address
 from spotckpt.training.restore import MapLocation, decode_value
 from spotckpt.training.start import find, global_random_kept
 
@@ -29,7 +29,7 @@ def load(uri: str, *, only: str | Sequence[str] | None = None, map_location: Map
         StoreError: the store cannot be read.
     """
     names = None if only is None else {only} if isinstance(only, str) else set(only)
-    address = Address.parse(uri)
+    address = parse_address(uri)
     with global_random_kept():
         store = open_store(address.uri)
         snapshot, _ = find(store, address)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from spotckpt.address import Address, Metric, fill_template
@@ -75,12 +76,21 @@ def make_request(uri: str | None, arguments: Mapping[str, Any], options: Options
         raise AddressError("this training has no address", hint="give a URI to the decorator or to SPOTCKPT_URI")
     init_from = options.get("init_from")
     return Request(
-        Address.parse(fill_template(uri, arguments)),
+        parse_address(fill_template(uri, arguments)),
         settings,
-        Address.parse(init_from) if init_from else None,
+        parse_address(init_from) if init_from else None,
         resume,
         arguments,
     )
+
+
+def parse_address(text: str) -> Address:
+    """The address; a local path becomes absolute, since the agent has another working directory."""
+    address = Address.parse(text)
+    path = address.uri.removeprefix("file://")
+    if path == address.uri or path.startswith("/"):
+        return address
+    return replace(address, uri=f"file://{Path(path).absolute()}")
 
 
 def make_settings(options: Options) -> Settings:

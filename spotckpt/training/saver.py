@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from spotckpt.config import Settings
@@ -18,6 +17,7 @@ FINAL_WAIT_S = 3600.0  # a finished training waits long for its last snapshot, b
 LEAVE_WAIT_S = 120.0  # after an exception: the agent goes on by itself when this is over
 SLOT_WAIT_S = 60.0  # for snapshots that somebody asked for
 BUSY_RETRY_S = 0.5
+PRECIOUS_S = 60.0  # so long periodic snapshots stand back for one that was asked for
 
 
 class State(Protocol):
@@ -44,7 +44,7 @@ class Saver:
         self._stager = Stager(session)
         self._schedule = Schedule(settings.every, state.step)
         self._newest: str | None = None
-        self._best_taken = False
+        self._precious: tuple[str, Deadline] | None = None
         self.requested = False
         self.released = False
         self.skipped = 0
@@ -102,8 +102,7 @@ class Saver:
         try:
             stop = self.session.stop
             drained = self._release(LEAVE_WAIT_S if stop is None or not stop.deadline else stop.deadline.seconds_left)
-            if drained.error is not None:
-                say_error(drained.error)
+            _say_failure(drained)
         except KeyboardInterrupt:
             say("not waiting any longer; the agent goes on as long as it can")
         except SpotckptError as error:
@@ -123,14 +122,29 @@ class Saver:
             return "manual"
         if self._evaluation.improved:
             return "best"
-        return "periodic" if self._schedule.due(self._state.step) else None
+        if self._schedule.due(self._state.step) and not self._precious_waits():
+            return "periodic"
+        return None
+
+    def _precious_waits(self) -> bool:
+        """Whether a snapshot that was asked for is still to be committed: a newer one would take its place."""
+        if self._precious is None:
+            return False
+        snapshot, patience = self._precious
+        if (self.session.committed or "") < snapshot and not patience.passed:
+            return True
+        self._precious = None
+        return False
 
     def _save(self, reason: str) -> None:
         wait = None if reason == "periodic" else Deadline.after(SLOT_WAIT_S)
-        if self._stage(reason, wait=wait) is None:
+        staged = self._stage(reason, wait=wait)
+        if staged is None:
             self.skipped += 1
             self._schedule.postpone(BUSY_RETRY_S)
             return
+        if reason in ("manual", "best"):
+            self._precious = (staged, Deadline.after(PRECIOUS_S))
         self._schedule.restart(self._state.step)
         self.requested = self.session.early = False
         self._evaluation.improved = False
@@ -152,10 +166,9 @@ class Saver:
             drained = self._release(stop.deadline.seconds_left if stop.deadline else None)
         except SpotckptError as error:
             say_error(error)
-            drained = Drained(self.session.committed, acknowledged=True)
+            drained = Drained(self.session.committed)
         self._raise_if_superseded(drained)
-        if drained.error is not None:
-            say_error(drained.error)
+        _say_failure(drained)
         raise Interrupted(_stopped(stop, drained))
 
     def _release(self, seconds: float | None) -> Drained:
@@ -166,13 +179,17 @@ class Saver:
     def _raise_if_superseded(self, drained: Drained) -> None:
         if self.session.superseded is not None:
             raise self.session.superseded
-        if drained.committed is not None and not drained.acknowledged:
-            raise Superseded(f"another attempt owns {self.session.uri}; this one stops and writes nothing more")
+        if isinstance(drained.error, Superseded):
+            raise drained.error
+
+
+def _say_failure(drained: Drained) -> None:
+    if isinstance(drained.error, Superseded):
+        say(drained.error.message)
+    elif drained.error is not None:
+        say_error(drained.error)
 
 
 def _stopped(stop: Stop, drained: Drained) -> str:
     saved = f"{drained.committed} is committed" if drained.committed else "nothing was committed"
     return f"stopped by {stop.why}: {saved}; run again to go on"
-
-
-Say = Callable[[str], None]

@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spotckpt.address import Selector
-from spotckpt.agent import paths
 from spotckpt.agent.client import Client
 from spotckpt.agent.protocol import Message, to_error
 from spotckpt.agent.slots import Slot
 from spotckpt.agent.spawn import ensure_agent
 from spotckpt.config import Settings
-from spotckpt.deadline import SYSTEM_CLOCK, Deadline
+from spotckpt.deadline import Deadline
 from spotckpt.errors import AgentError, Interrupted, SpotckptError, StopTraining, Superseded, Unavailable
 from spotckpt.store.open import aws_environment
 from spotckpt.training.say import say
@@ -38,11 +37,10 @@ class Stop:
 
 @dataclass(frozen=True)
 class Drained:
-    """How a drain ended: what is committed by now, and whether this attempt was still the highest after it."""
+    """How a drain ended: what is committed by now, and why not the newest, if it is not."""
 
     committed: str | None
-    acknowledged: bool
-    error: SpotckptError | None = None
+    error: SpotckptError | Superseded | None = None
 
 
 class Session:
@@ -308,8 +306,13 @@ class Session:
         self._stop_for(Stop("SIGTERM", Deadline.after(self.settings.sigterm_grace_s)))
         self.attention = True
         client = self._client
-        if self._starting and client is not None:
+        if client is None:
+            return
+        if self._starting:
             client.close()  # wakes a call that waits for its turn
+            return
+        with contextlib.suppress(AgentError):  # what is sealed goes at once, whenever the loop comes to a boundary
+            client.call("drain", timeout=CALL_TIMEOUT_S, uri=self.uri, deadline_s=0)
 
     def _stop_for(self, stop: Stop) -> None:
         """The earlier deadline of two counts."""
@@ -325,22 +328,13 @@ class Unreachable(AgentError):
     """Nobody answers at the socket: another agent may be found or started."""
 
 
-def spool_hint() -> str:
-    """Where the sealed snapshots of this process lie."""
-    return str(paths.spool_dir())
-
-
 def _drained(reply: Message) -> Drained:
-    error = to_error(reply) if reply.get("error") else None
-    return Drained(
-        reply.get("committed"),
-        bool(reply.get("acknowledged")),
-        error if isinstance(error, SpotckptError) else None,
-    )
+    failure = to_error(reply["failure"]) if reply.get("failure") else None
+    return Drained(reply.get("committed"), failure if isinstance(failure, SpotckptError | Superseded) else None)
 
 
 def _in_seconds(deadline: Deadline | None) -> str:
-    return "" if deadline is None else f", {deadline.at - SYSTEM_CLOCK.now():.0f} s left"
+    return "" if deadline is None else f", {deadline.seconds_left:.0f} s left"
 
 
 def _say_waiting(message: Message) -> None:

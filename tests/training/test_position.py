@@ -396,7 +396,7 @@ def test_iterators_without_a_repeatable_start_are_refused() -> None:
     generator = (index for index in range(9))
     for _ in position.batches(generator, on_boundary=nothing):
         break
-    with pytest.raises(UsageError, match="second run.batches"):
+    with pytest.raises(UsageError, match=r"second run.batches"):
         list(position.batches(generator, on_boundary=nothing))
 
 

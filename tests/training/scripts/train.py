@@ -115,7 +115,7 @@ def train(run: Run, *, epochs: int, width: int) -> None:
             if run.step == args.at:
                 act(run, extra)
         run.log("valid", score=float(epoch % 2))
-    total = sum(float(parameter.double().sum()) for parameter in model.parameters())
+    total = sum(float(parameter.detach().double().sum()) for parameter in model.parameters())
     note(f"end {run.step} {total!r} {list(run.history['train']['loss'])!r}")
 
 
