@@ -105,7 +105,7 @@ class Client:
             )
         number = next(self._numbers)
         replies: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        line = protocol.encode({"op": op, "id": number, **fields})
+        line = protocol.encode({"op": op, "call": number, **fields})
         with self._lock:
             self._replies[number] = replies
             if on_event is not None:
@@ -153,7 +153,7 @@ class Client:
 
     def _deliver(self, message: Message) -> None:
         with self._lock:
-            replies = self._replies.get(message.get("id", 0))
+            replies = self._replies.get(message.get("reply", 0))
             callback = self._callbacks.get(message.get("call", 0))
         if "event" not in message:
             if replies is not None:

@@ -107,17 +107,17 @@ class Connection:
         try:
             request = protocol.read_message(stream)
         except MalformedMessage as error:
-            self.send({"id": None, **protocol.error_fields(error)})
+            self.send({"reply": None, **protocol.error_fields(error)})
             return not error.fatal
         if request is None:
             return False
-        if request.get("op") not in WAITING:
+        if str(request.get("op")) not in WAITING:
             self._reply(request)
         elif self._waiting.acquire(blocking=False):
             threading.Thread(target=self._reply_later, args=(request,), name=str(request["op"]), daemon=True).start()
         else:
             many = AgentError(f"more than {_MOST_WAITING} requests are waiting", hint="wait for their replies")
-            self.send({"id": request.get("id"), **protocol.error_fields(many)})
+            self.send({"reply": request.get("call"), **protocol.error_fields(many)})
         return True
 
     def _reply_later(self, request: Message) -> None:
@@ -127,19 +127,19 @@ class Connection:
             self._waiting.release()
 
     def _reply(self, request: Message) -> None:
-        number = request.get("id")
+        number = request.get("call")
         try:
             fields = self._work(request)
         except Abandoned:
             return
         except (SpotckptError, StopTraining) as error:
-            self.send({"id": number, **protocol.error_fields(error)})
+            self.send({"reply": number, **protocol.error_fields(error)})
         except Exception as error:  # noqa: BLE001  the edge: a fault in one request is that request's answer
             _LOG.exception("request %r failed", request.get("op"))
             fault = AgentError(f"fault in the agent: {type(error).__name__}: {error}", hint="see its log")
-            self.send({"id": number, **protocol.error_fields(fault)})
+            self.send({"reply": number, **protocol.error_fields(fault)})
         else:
-            self.send({"id": number, "ok": True, **fields})
+            self.send({"reply": number, "ok": True, **fields})
 
     def _work(self, request: Message) -> Message:
         op = request.get("op")

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.errors import SpotckptError
 from spotckpt.snapshot.attempts import is_superseded, write_heartbeat
-from spotckpt.snapshot.keys import heartbeat_key
-from spotckpt.snapshot.records import MAX_RECORD_BYTES, Heartbeat, Holder
+from spotckpt.snapshot.catalog import read_heartbeat
+from spotckpt.snapshot.records import Heartbeat, Holder
 from spotckpt.store.base import Store
 
 _LOG = logging.getLogger(__name__)
@@ -103,10 +103,8 @@ class Heart:
 
     def _next(self, released: bool, deadline: Deadline) -> Heartbeat:
         if self._adopted and self._count == 0:
-            key = heartbeat_key(self._attempt)
-            if self._store().exists(key, deadline=deadline):
-                data = self._store().read(key, limit_bytes=MAX_RECORD_BYTES, deadline=deadline)
-                self._count = Heartbeat.from_bytes(data, key=key).count
+            found = read_heartbeat(self._store(), self._attempt, deadline=deadline)
+            self._count = 0 if found is None else found.count
         self._count += 1
         last = self._last_committed()
         return Heartbeat(

@@ -1,7 +1,7 @@
 """The language of the agent's socket: one JSON object per line, at most `MAX_MESSAGE_BYTES` long.
 
-A request is `{"op": NAME, "id": N, ...}`; its reply is `{"id": N, "ok": true, ...}` or
-`{"id": N, "error": CLASS, "message": ..., "hint": ...}`. An event is `{"event": NAME, ...}`; one that belongs to a
+A request is `{"op": NAME, "call": N, ...}`; its reply is `{"reply": N, "ok": true, ...}` or
+`{"reply": N, "error": CLASS, "message": ..., "hint": ...}`. An event is `{"event": NAME, ...}`; one that belongs to a
 request still being worked on carries its number as `call`.
 
 | request | fields | reply |

@@ -1,0 +1,111 @@
+"""A trainer without torch: does what it is told on stdin, line by line, and reports on stdout.
+
+    {"tag": 1, "do": "call", "op": "open", "fields": {...}}    a request as it is
+    {"tag": 2, "do": "stage", "uri": ..., "step": 7}           slot, bytes, seal, nudge
+    {"tag": 3, "do": "connect"}                                hangs up and connects again, to a new agent if need be
+
+Every number in the staged tensor is the step, so that a reader can tell one snapshot from another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from spotckpt.agent import paths
+from spotckpt.agent.client import Client
+from spotckpt.agent.protocol import error_fields
+from spotckpt.agent.slots import Mappings, Slot
+from spotckpt.errors import SpotckptError, StopTraining
+from spotckpt.snapshot.pack import layout
+from spotckpt.snapshot.part import Chunk, TensorEntry
+from spotckpt.snapshot.staged import Staged
+from spotckpt.store.open import aws_environment
+
+_WRITING = threading.Lock()
+
+
+def tell(**fields: Any) -> None:
+    with _WRITING:
+        sys.stdout.write(json.dumps(fields) + "\n")
+        sys.stdout.flush()
+
+
+def describe(snapshot: str, step: int, numbers: int) -> Staged:
+    place = layout([("weight", "F32", (numbers,))])
+    chunk = Chunk(0, place.offsets[0], 4 * numbers, (0,), (numbers,))
+    return Staged(
+        id=snapshot,
+        step=step,
+        epoch=0,
+        reason="periodic",
+        created=time.time(),
+        tree={"step": step},
+        tensors=(TensorEntry("weight", "F32", (numbers,), None, (chunk,)),),
+        data_bytes=place.data_bytes,
+        header_length=len(place.header),
+    )
+
+
+class Trainer:
+    def __init__(self) -> None:
+        self.mappings = Mappings()
+        self.client = self.connect()
+
+    def connect(self) -> Client:
+        if os.environ.get("FAKE_SPAWNS"):
+            from spotckpt.agent.spawn import ensure_agent
+
+            return ensure_agent(on_event=lambda event: tell(**event))
+        return Client.connect(paths.socket_path(paths.runtime_dir()), on_event=lambda event: tell(**event))
+
+    def obey(self, command: dict[str, Any]) -> None:
+        tag = command["tag"]
+        try:
+            tell(tag=tag, reply=getattr(self, f"do_{command['do']}")(command))
+        except (SpotckptError, StopTraining) as error:
+            tell(tag=tag, **error_fields(error))
+
+    def do_connect(self, command: dict[str, Any]) -> dict[str, Any]:
+        self.client.close()
+        self.client = self.connect()
+        return {"agent_pid": self.client.agent_pid, "notice": self.client.notice}
+
+    def do_call(self, command: dict[str, Any]) -> dict[str, Any]:
+        fields = dict(command["fields"])
+        if command["op"] in ("open", "attach"):
+            fields.setdefault("environment", aws_environment())
+        return self.client.call(command["op"], timeout=command.get("timeout", 60), **fields)
+
+    def do_stage(self, command: dict[str, Any]) -> dict[str, Any]:
+        uri, step, numbers = command["uri"], command["step"], command.get("numbers", 1000)
+        reply = self.client.call(
+            "slot", timeout=60, uri=uri, size_bytes=4 * numbers, step=step, wait_s=command.get("wait_s", 0)
+        )
+        if reply.get("busy"):
+            return reply
+        slot = Slot.from_reply(reply)
+        view = self.mappings.open(slot)
+        np.frombuffer(view, dtype="<f4", count=numbers)[:] = step
+        if not command.get("tear"):
+            slot.seal(describe(slot.id, step, numbers))
+        if command.get("nudge", True):
+            self.client.call("sealed", timeout=60, uri=uri, generation=slot.generation)
+        return reply
+
+
+def main() -> None:
+    trainer = Trainer()
+    tell(tag=0, reply={"pid": os.getpid(), "notice": trainer.client.notice, "agent_pid": trainer.client.agent_pid})
+    for line in sys.stdin:
+        threading.Thread(target=trainer.obey, args=(json.loads(line),), daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
