@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeVar
 
 from spotckpt.deadline import Deadline
@@ -59,7 +60,14 @@ class Catalog:
 
     def of_attempt(self, attempt: int) -> list[SnapshotId]:
         """The attempt's snapshots, newest first; one that is missing stands where it should be."""
-        return sorted((one for one in self.snapshots | self.missing if one.attempt == attempt), reverse=True)
+        return list(self._by_attempt.get(attempt, ()))
+
+    @cached_property
+    def _by_attempt(self) -> Mapping[int, list[SnapshotId]]:
+        found: dict[int, list[SnapshotId]] = {}
+        for one in sorted(self.snapshots | self.missing, reverse=True):
+            found.setdefault(one.attempt, []).append(one)
+        return found
 
 
 def read_catalog(store: Store, *, before: int | None = None, deadline: Deadline | None = None) -> Catalog:
@@ -101,7 +109,7 @@ def _with_named(store: Store, catalog: Catalog, deadline: Deadline | None) -> Ca
     if not named:
         return catalog
     there = {one for one in named if store.exists(manifest_key(one), deadline=deadline)}
-    return Catalog(**{**vars(catalog), "snapshots": catalog.snapshots | there, "missing": frozenset(named - there)})
+    return replace(catalog, snapshots=catalog.snapshots | there, missing=frozenset(named - there))
 
 
 def list_keys(

@@ -220,5 +220,5 @@ def _require_accounted(catalog: Catalog, before: int) -> None:
     if strays or own:
         raise NothingRestorable(
             f"{manifest_key((own or strays)[0])} is there before attempt {before} has begun: the claims were deleted",
-            hint="use another run address, and `spotckpt pull` to get at the old snapshots",
+            hint="put attempts/ back, or use another run address",
         )

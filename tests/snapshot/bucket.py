@@ -178,7 +178,7 @@ def sid(attempt: int, sequence: int, step: int | None = None, nonce: str = "0000
 
 def catalog(
     snapshots: Iterable[SnapshotId],
-    bases: Mapping[int, SnapshotId | None | tuple[SnapshotId | None, tuple[str, ...]]],
+    bases: Mapping[int, SnapshotId | tuple[SnapshotId | None, tuple[str, ...]] | None],
     selectors: Mapping[int, str] | None = None,
     **more: Any,
 ) -> Catalog:

@@ -46,7 +46,7 @@ def through_json(value: object) -> Any:
     return decode(json.loads(text), array=get)
 
 
-def same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:  # noqa: PLR0911
     """Equal, of exactly the same types throughout, floats bit by bit."""
     if type(a) is not type(b):
         return False
