@@ -145,7 +145,7 @@ class Generators:
 def _put(path: str, generator: Generator, state: Mapping[str, Any]) -> None:
     try:
         restore_generator(generator, state)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise MismatchError(f"generator {path}: {error}", hint="use the same kind of generator as before") from error
 
 

@@ -5,7 +5,7 @@ What comes out never shares memory with the fetched buffers or with another obje
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -49,16 +49,24 @@ class TensorSource:
 
 def tensor_indices(tree: object) -> frozenset[int]:
     """The rows of the tensor table that an encoded tree refers to."""
-    found: set[int] = set()
+    rows = (node.get(tag) for node in _nodes(tree) for tag in ("$tensor", "$array"))
+    return frozenset(row for row in rows if type(row) is int)
+
+
+def _saved_devices(tree: object) -> set[str]:
+    return {str(node.get("device", "cpu")) for node in _nodes(tree) if "$tensor" in node}
+
+
+def _nodes(tree: object) -> Iterator[Mapping[str, Any]]:
+    """Every JSON object in a tree, in no order."""
     pending = [tree]
     while pending:
         node = pending.pop()
         if isinstance(node, Mapping):
-            found.update(node[tag] for tag in ("$tensor", "$array") if isinstance(node.get(tag), int))
+            yield node
             pending.extend(node.values())
         elif isinstance(node, (list, tuple)):
             pending.extend(node)
-    return frozenset(found)
 
 
 def decode_value(tree: object, source: TensorSource, *, path: str = "", map_location: MapLocation = None) -> Any:
@@ -74,10 +82,11 @@ def decode_value(tree: object, source: TensorSource, *, path: str = "", map_loca
         MismatchError: a saved device is not here and `map_location` does not say what to do.
         Corrupt: the tree and the tensor table do not fit.
     """
+    devices = {saved: _device(saved, map_location, path) for saved in _saved_devices(tree)}
     made: dict[object, torch.Tensor] = {}
 
     def tensor(index: int, saved_device: str) -> torch.Tensor:
-        device = _device(saved_device, map_location, path)
+        device = devices[saved_device]
         if (index, device) not in made:
             buffer, entry = source.fetched(index)
             made[index, device] = own_tensor(buffer, entry, device)
@@ -95,9 +104,15 @@ def decode_value(tree: object, source: TensorSource, *, path: str = "", map_loca
 
 def _device(saved: str, map_location: MapLocation, path: str) -> torch.device:
     if isinstance(map_location, Mapping):
-        wanted = torch.device(map_location.get(saved, saved))
+        text: str | torch.device = map_location.get(saved, saved)
     else:
-        wanted = torch.device(saved if map_location is None else map_location)
+        text = saved if map_location is None else map_location
+    try:
+        wanted = torch.device(text)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(
+            f"{path or 'a tensor'}: {text!r:.40} is not a device", hint="as in map_location='cpu'"
+        ) from error
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise MismatchError(
             f"{path or 'a tensor'}: {wanted} is not on this machine", hint="say where it goes, as in map_location='cpu'"
@@ -202,7 +217,7 @@ def _keep(name: str, state: Any, live: Mapping[Any, Any], override: Sequence[str
 def _put_generator(name: str, obj: Any, state: Any) -> None:
     try:
         restore_generator(obj, state)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise MismatchError(f"{name}: {error}", hint="use the same kind of generator as before") from error
 
 
