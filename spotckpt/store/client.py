@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import fsspec.asyn
 import tenacity
+from aiobotocore.httpsession import AIOHTTPSession
 from aiohttp import ClientError as ClientConnectionError
 from botocore.exceptions import BotoCoreError, ClientError
 from s3fs import S3FileSystem
@@ -35,7 +36,19 @@ CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 20.0
 SLOWEST_BYTES_PER_S = MIB / 4
 """A request slower than this is given up and tried again, even when its deadline is far."""
+
+
+class _OneTry(AIOHTTPSession):  # type: ignore[misc]
+    """aiohttp sends a PUT whose connection broke a second time, on its own: a lost reply would look like a conflict."""
+
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        session = await super()._get_session(proxy_url)
+        session._retry_connection = False
+        return session
+
+
 _CONFIG = {
+    "http_session_cls": _OneTry,
     # Retrying is the only one who tries again; botocore's default mode and count differ between versions.
     "retries": {"mode": "standard", "total_max_attempts": 1},
     "connect_timeout": CONNECT_TIMEOUT_S,

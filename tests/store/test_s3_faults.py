@@ -459,8 +459,8 @@ def test_bytes_always_damaged_never_become_an_object(seaweed_env):
     with Proxy(seaweed_env.url) as proxy:
         proxy.on("PUT", "manifest", flip_byte(), times=float("inf"))
         store = open_store(seaweed_env.uri, environment=seaweed_env.behind(proxy.url).environment)
-        with pytest.raises(Unavailable, match=r"run/manifest\.json.*BadDigest"):
-            store.put_if_absent("manifest.json", b"data", deadline=Deadline.after(1.0))
+        with pytest.raises((Unavailable, OutcomeUnknown), match=r"run/manifest\.json"):
+            store.put_if_absent("manifest.json", b"data", deadline=Deadline.after(2.0))
     assert seaweed_env.keys() == []
 
 
