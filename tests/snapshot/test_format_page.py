@@ -1,0 +1,163 @@
+"""docs/format.md is enough to write a reader: this one follows it with `json`, `blake3` and `safetensors` alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+from safetensors import safe_open
+
+from spotckpt.snapshot import envelope, manifest, pack, part, records, tree
+from spotckpt.snapshot.attempts import ensure_run
+from spotckpt.snapshot.save import commit, upload
+from tests.snapshot.bucket import begin, local_store, sid
+from tests.snapshot.golden import make
+
+PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+
+
+def body_of(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    assert data[:11] == b'{"blake3":"' and data[75:84] == b'","body":' and data[-1:] == b"}"
+    body = data[84:-1]
+    assert blake3(body).hexdigest() == data[11:75].decode()
+    found = json.loads(body)
+    assert found["format"] == 1
+    return found
+
+
+def follow(run: Path, attempt: int) -> list[str]:
+    """The lineage of an attempt that recorded its base: ids, newest first."""
+    ids = {path.stem for path in (run / "snapshots").iterdir()}
+    chain, at = sorted((one for one in ids if one.startswith(f"a{attempt:04d}-")), reverse=True), attempt
+    while base := body_of(run / f"attempts/{at:04d}.base.json")["snapshot"]:
+        at = int(base[1:5])
+        below = sorted((one for one in ids if one.startswith(base[:6]) and one[6:13] < base[6:13]), reverse=True)
+        chain += [base, *below]
+    return chain
+
+
+def plain(node: Any, tensors: list[bytes]) -> Any:  # noqa: PLR0911
+    """The state tree as plain values; tensors and arrays as their bytes."""
+    if isinstance(node, list):
+        return [plain(item, tensors) for item in node]
+    if not isinstance(node, dict):
+        return node
+    tags = [name for name in node if name.startswith("$")]
+    if not tags:
+        return {name: plain(item, tensors) for name, item in node.items()}
+    (tag,) = tags
+    value = node[tag]
+    if tag in ("$tensor", "$array"):
+        return tensors[value]
+    if tag == "$float":
+        return struct.unpack(">d", bytes.fromhex(value))[0]
+    if tag == "$int":
+        return int(value, 16)
+    return tag, plain(value, tensors)
+
+
+def read(run: Path, snapshot: str) -> tuple[dict[str, Any], Any, dict[str, bytes]]:
+    """Manifest, state tree and tensor bytes by name, each checked by the object above it."""
+    top = body_of(run / f"snapshots/{snapshot}.json")
+    assert top["snapshot"] == snapshot and top["run_id"] == body_of(run / "run.json")["run_id"]
+    reference = top["parts"][0]
+    whole = (run / reference["key"]).read_bytes()
+    assert (len(whole), blake3(whole).hexdigest()) == (reference["length"], reference["digest"])
+    table = body_of(run / reference["key"])
+    assert table["snapshot"] == snapshot
+    packs = {one["key"]: one for one in top["packs"]}
+    tensors = []
+    for entry in table["tensors"]:
+        (chunk,) = entry["chunks"]
+        of = packs[table["packs"][chunk["pack"]]]
+        assert of["header_length"] <= chunk["offset"] <= of["length"] - chunk["length"]
+        data = (run / of["key"]).read_bytes()[chunk["offset"] : chunk["offset"] + chunk["length"]]
+        assert len(data) == chunk["length"] and blake3(data).hexdigest() == chunk["digest"]
+        tensors.append(data)
+    by_name = {entry["name"]: data for entry, data in zip(table["tensors"], tensors, strict=True)}
+    return top, plain(table["tree"], tensors), by_name
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    store = local_store(tmp_path)
+    ensure_run(store)
+    parent = None
+    for number in (1, 2):
+        begin(store, number, parent)
+        for sequence in (0, 1):
+            one = sid(number, sequence)
+            made, data = make.staged(one)
+            commit(store, upload(store, made, data, run_id=ensure_run(store).run_id, parent=parent))
+            parent = one
+    return tmp_path
+
+
+def test_a_snapshot_is_read_by_the_page_alone(run: Path) -> None:
+    lineage = follow(run, 2)
+    assert lineage == [str(one) for one in (sid(2, 1), sid(2, 0), sid(1, 1), sid(1, 0))]
+    top, values, tensors = read(run, lineage[0])
+    assert (top["parent"], top["step"], top["reason"]) == (lineage[1], 10, "notice")
+    assert values["run"]["plain"] == [None, True, 1, -(2**53), 1.5, -0.0, 1e300, "é\n", {"a": {}}]
+    assert values["run"]["int"] == 2**64 + 1 and values["run"]["float"][1:] == [float("inf"), -float("inf")]
+    assert values["run"]["tuple"] == ("$tuple", [1, ("$tuple", [2])])
+    assert values["objects"]["model"]["state"]["F32"] == make.raw("F32") == tensors["model/F32"]
+    assert struct.unpack("<3d", values["run"]["history"]["train"]["loss"]["value"])[2] == 0.25
+
+
+def test_the_library_finds_the_same_tensors_in_the_pack(run: Path) -> None:
+    top, _, tensors = read(run, str(sid(2, 1)))
+    path = run / top["packs"][0]["key"]
+    with safe_open(path, framework="numpy") as file:
+        assert set(file.keys()) == set(tensors)
+        for name in ("model/F32", "model/I64", "model/C128", "run.array", "model/BOOL"):
+            assert file.get_tensor(name).tobytes() == tensors[name]
+        assert file.get_tensor("model/C128").shape == (2, 3, 2)
+    assert top["packs"][0]["header_length"] % 8 == 0
+
+
+def names_of(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def test_the_page_names_every_field() -> None:
+    kinds = [
+        records.RunRecord,
+        records.Claim,
+        records.Holder,
+        records.Base,
+        records.Heartbeat,
+        manifest.Manifest,
+        manifest.PartRef,
+        manifest.PackRef,
+        manifest.Best,
+        part.Part,
+        part.TensorEntry,
+        part.Chunk,
+    ]
+    quoted = set(re.findall(r"`([^`]+)`", PAGE))
+    missing = {name for kind in kinds for name in names_of(kind)} - quoted
+    assert not missing
+
+
+def test_the_page_has_every_tag_dtype_reason_and_limit() -> None:
+    built_in = set(tree._Decoder(None, None).built_in)
+    leaves = (Path(tree.__file__).parents[1] / "training" / "leaves.py").read_text()
+    tags = built_in | set(re.findall(r'"(\$[\w.]+)"', leaves))
+    quoted = set(re.findall(r"`([^`]+)`", PAGE))
+    assert not {*tags, *pack.ITEM_BYTES, *manifest.REASONS} - quoted
+    assert records.MAX_RECORD_BYTES == 64 << 10 and "records 64 KiB" in PAGE
+    assert manifest.MAX_MANIFEST_BYTES == 1 << 20 and "a manifest 1 MiB" in PAGE
+    assert part.MAX_PART_BYTES == 256 << 20 and "a part 256 MiB" in PAGE
+    assert pack.MAX_HEADER_BYTES == 100 * 10**6 and "header 100 MB" in PAGE
+    assert pack.MAX_TENSORS == 10**6 and "1,000,000 tensors" in PAGE
+    assert pack.MAX_TENSOR_BYTES == 2**50 and pack.MAX_DIMENSIONS == 64
+    assert tree.MAX_DEPTH == 100 and "at most 100 deep" in PAGE
+    assert envelope.FORMAT == 1

@@ -1,0 +1,66 @@
+"""A run that an earlier version wrote stays readable. A new format gets a golden run of its own; none is ever changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spotckpt.address import Selector
+from spotckpt.snapshot.catalog import read_catalog
+from spotckpt.snapshot.choose import choose
+from spotckpt.snapshot.fetch import read_manifest, read_part, read_tensors, verify
+from spotckpt.snapshot.metrics import Best, History
+from spotckpt.snapshot.pack import ITEM_BYTES
+from spotckpt.snapshot.tree import decode
+from tests.snapshot.bucket import local_store
+from tests.snapshot.golden.make import FIRST, SECOND, SHAPE, raw, state
+from tests.snapshot.test_tree import same
+
+pytestmark = pytest.mark.fault(68)
+store = local_store(Path(__file__).parent / "golden" / "format-1")
+
+
+def test_the_records() -> None:
+    found = read_catalog(store, before=3)
+    assert found.run is not None and (found.run.run_id, found.run.tags) == ("0123456789abcdef", {"team": "a"})
+    assert (found.claims[2].selector, found.claims[2].holder.trainer_pid) == ("step=10", 12)
+    assert (found.bases[1].id, found.bases[2].id, found.bases[2].consumed) == (None, FIRST, ("step=10",))
+    assert (found.heartbeats[1].released, found.heartbeats[2].last_id) == (True, SECOND)
+    assert not found.problems and not found.strangers
+    assert choose(found, 3, Selector.parse("step=10")).candidates == (SECOND, FIRST)
+
+
+def test_the_manifest() -> None:
+    manifest = read_manifest(store, SECOND, run_id="0123456789abcdef")
+    assert (manifest.parent, manifest.step, manifest.epoch, manifest.reason) == (FIRST, 20, 1, "notice")
+    assert (manifest.created, manifest.committed, manifest.finished) == (1_700_000_000.25, 1_700_000_001.0, False)
+    assert manifest.best == {"train/loss:min": Best(0.25, 2, 0)} and manifest.evaluated == {"valid/top1": 0.5}
+    assert manifest.arguments == {"lr": 0.001}
+    assert verify(store, SECOND).problems == ()
+
+
+def test_every_dtype_and_every_tag() -> None:
+    part = read_part(store, read_manifest(store, SECOND))
+    buffers = read_tensors(store, part)
+    table = {entry.name: index for index, entry in enumerate(part.tensors)}
+    for dtype in ITEM_BYTES:
+        entry = part.tensors[table[f"model/{dtype}"]]
+        assert (entry.dtype, entry.shape, bytes(buffers[table[entry.name]])) == (dtype, SHAPE, raw(dtype))
+    assert part.tensors[table["model/F32"]].stride == (1, 2)
+    numpy_dtypes = {"U8": "|u1", "I32": "<i4", "I64": "<i8", "F64": "<f8"}
+
+    def array(index: int) -> np.ndarray:
+        entry = part.tensors[index]
+        return np.frombuffer(buffers[index], numpy_dtypes[entry.dtype]).reshape(entry.shape)
+
+    found = decode(part.tree["run"], array=array)
+    expected = state()
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert same(found[name], value), name
+    assert found["ordered"]._metadata == expected["ordered"]._metadata
+    history = History()
+    history.load(found["history"])
+    assert history["train"]["loss"].steps == [0, 1, 2]
