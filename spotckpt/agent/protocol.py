@@ -10,7 +10,7 @@ request still being worked on carries its number as `call`.
 | `open` | uri, selector, settings {stale_after_s, call_timeout_s}, environment, arguments | attempt, run_id, highest |
 | `base` | uri, snapshot or null, selector, consumed, skipped | |
 | `attach` | uri, attempt, environment | attempt, last_committed |
-| `slot` | uri, size_bytes, step, wait_s (0) | path, data_path, generation, id, size_bytes, slots; or busy, slots |
+| `slot` | uri, size_bytes, step, wait_s (0) | path, data_path, generation, snapshot, size_bytes, slots; or busy |
 | `abort`, `sealed` | uri, generation | |
 | `drain`, `close` | uri, deadline_s or null | committed (id or null), acknowledged; and failure if not |
 | `status` | | agent {...}, notices [...], runs [...] |

@@ -90,14 +90,18 @@ class Trainer:
         )
         if reply.get("busy"):
             return reply
-        slot = Slot.from_reply(reply)
-        view = self.mappings.open(slot)
-        np.frombuffer(view, dtype="<f4", count=numbers)[:] = step
-        if not command.get("tear"):
-            slot.seal(describe(slot.id, step, numbers))
+        self.do_fill({**command, "slot": reply})
         if command.get("nudge", True):
-            self.client.call("sealed", timeout=60, uri=uri, generation=slot.generation)
+            self.client.call("sealed", timeout=60, uri=uri, generation=reply["generation"])
         return reply
+
+    def do_fill(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Without the agent."""
+        slot, numbers = Slot.from_reply(command["slot"]), command.get("numbers", 1000)
+        np.frombuffer(self.mappings.open(slot), dtype="<f4", count=numbers)[:] = command["step"]
+        if not command.get("tear"):
+            slot.seal(describe(slot.id, command["step"], numbers))
+        return {}
 
 
 def main() -> None:

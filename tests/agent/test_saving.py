@@ -15,7 +15,7 @@ def test_what_is_sealed_is_committed_and_the_run_is_released(here: Machine, uri:
     assert trainer.open(uri)["attempt"] == 1
     ids = []
     for step in (1, 2, 3):
-        ids.append(trainer.stage(uri, step, wait_s=10)["id"])
+        ids.append(trainer.stage(uri, step, wait_s=10)["snapshot"])
         trainer.wait_committed(ids[-1])
         assert wait_until(lambda: heartbeat(root, 1)["last_committed"] == ids[-1])
     assert trainer.call("drain", uri=uri, deadline_s=20)["committed"] == ids[-1]
