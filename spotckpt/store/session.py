@@ -6,6 +6,7 @@ neither mix with the agent's own environment nor change it.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from aiobotocore.session import AioSession
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES, ConfigChainFactory, ConfiguredEndpointProvider
 from botocore.handlers import add_expect_header
+from botocore.loaders import create_loader
 
 ENVIRONMENT_NAMES: tuple[str, ...] = (
     "AWS_ACCESS_KEY_ID",
@@ -52,6 +54,11 @@ def aws_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     return {name: environ[name] for name in ENVIRONMENT_NAMES if name in environ}
 
 
+@functools.cache
+def _loader(search_path: str | None) -> Any:
+    return create_loader(search_path)
+
+
 class Session(AioSession):  # type: ignore[misc]
     """A botocore session that takes settings and credentials from `environment` instead of `os.environ`."""
 
@@ -67,6 +74,10 @@ class Session(AioSession):  # type: ignore[misc]
         """The region by botocore's rules, and AWS_REGION as in the other SDKs."""
         region: str | None = self.get_config_variable("region")
         return region or self._environment.get("AWS_REGION")
+
+    def _register_data_loader(self) -> None:
+        # The description of S3 is a megabyte of JSON: read once for all sessions.
+        self._components.lazy_register_component("data_loader", lambda: _loader(self.get_config_variable("data_path")))
 
     def _register_config_store(self) -> None:
         super()._register_config_store()
