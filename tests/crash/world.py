@@ -1,0 +1,287 @@
+"""A run's life in miniature: agent and trainer as one actor, over a store that may fail.
+
+An actor makes the calls of `spotckpt.snapshot` in the order in which the agent and the trainer make them. `Protocol`
+names these calls, so that a test can put a broken one in the place of a real one and see whether the checker notices.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spotckpt.address import Selector
+from spotckpt.errors import SpotckptError, StopTraining, Superseded
+from spotckpt.snapshot import attempts, catalog, choose, fetch, save
+from spotckpt.snapshot.keys import SnapshotId
+from spotckpt.snapshot.manifest import Manifest
+from spotckpt.snapshot.pack import layout
+from spotckpt.snapshot.part import Chunk, TensorEntry
+from spotckpt.snapshot.records import Base, Claim, Heartbeat, Holder
+from spotckpt.snapshot.staged import Staged
+from spotckpt.store.base import Store
+from spotckpt.store.local import LocalStore
+from spotckpt.store.retry import Retrying
+from tests.support import checker
+from tests.support.faulty_store import Crash, Faults, FaultyStore, Gate, Kind, no_gate
+
+STALE_AFTER_S = 0.05
+
+TENSORS: tuple[tuple[str, str, Any, tuple[int, ...]], ...] = (
+    ("model/weight", "F32", np.float32, (7, 3)),
+    ("optimizer/exp_avg", "F64", np.float64, (5,)),
+    ("optimizer/step", "I64", np.int64, ()),
+    ("mask", "U8", np.uint8, (11,)),
+)
+
+
+class ActorClock:
+    """Time that passes only while its actor sleeps."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._now = 0.0
+        self.gate = gate
+
+    def now(self) -> float:
+        return self._now
+
+    def wall(self) -> float:
+        return 1.0e9 + self._now
+
+    def sleep(self, seconds: float) -> None:
+        with self.gate("sleep"):
+            self._now += max(0.0, seconds)
+
+
+def stage(snapshot: SnapshotId) -> tuple[Staged, memoryview]:
+    """A snapshot all of whose numbers are its step."""
+    plan = layout([(name, dtype, shape) for name, dtype, _, shape in TENSORS])
+    data = bytearray(plan.data_bytes)
+    entries = []
+    for offset, (name, dtype, kind, shape) in zip(plan.offsets, TENSORS, strict=True):
+        piece = np.full(shape, snapshot.step, dtype=kind).tobytes()
+        data[offset : offset + len(piece)] = piece
+        chunk = Chunk(0, offset, len(piece), (0,) * len(shape), shape)
+        entries.append(TensorEntry(name, dtype, shape, None, (chunk,)))
+    staged = Staged(
+        id=str(snapshot),
+        step=snapshot.step,
+        epoch=-1,
+        reason="periodic",
+        created=1.0e9,
+        tree={"step": snapshot.step},
+        tensors=tuple(entries),
+        data_bytes=plan.data_bytes,
+        header_length=len(plan.header),
+    )
+    return staged, memoryview(bytes(data))
+
+
+def read_whole(store: Store, snapshot: SnapshotId) -> int:
+    """Restores a snapshot, every digest checked, and returns the step that its values say."""
+    manifest = fetch.read_manifest(store, snapshot)
+    part = fetch.read_part(store, manifest)
+    steps = {part.tree["step"]}
+    for index, data in fetch.read_tensors(store, part).items():
+        kind = next(kind for name, _, kind, _ in TENSORS if name == part.tensors[index].name)
+        steps |= set(np.frombuffer(data, dtype=kind).tolist())
+    assert len(steps) == 1, f"{snapshot} was restored with values of the steps {steps}"
+    return int(steps.pop())
+
+
+def take_and_list(store: Store, won: Callable[[Claim], None], **options: Any) -> tuple[Claim, catalog.Catalog]:
+    """Claims, and only then lists: whatever was acknowledged before the claim is then seen."""
+    claim = attempts.take(store, **options)
+    won(claim)
+    return claim, catalog.read_catalog(store, before=claim.attempt)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The calls that the promise rests on."""
+
+    take_and_list: Callable[..., tuple[Claim, catalog.Catalog]] = take_and_list
+    choose: Callable[..., choose.Choice] = choose.choose
+    read: Callable[[Store, SnapshotId], int] = read_whole
+    upload: Callable[..., Manifest] = save.upload
+    commit: Callable[..., None] = save.commit
+    store: Callable[[str, ActorClock], Store] = lambda root, clock: LocalStore(root, clock=clock)
+    retries: bool = True
+
+
+REAL = Protocol()
+RAW = Protocol(retries=False)
+
+
+@dataclass
+class World:
+    """One run, and what its callers were told.
+
+    Attributes:
+        root: the run's directory.
+        acknowledged: ids, in the order in which `commit` returned, since the last rewind.
+        num_acknowledged: how many ever.
+        winners: attempt numbers in the order in which claims were won.
+        dead: process ids that are known to be gone.
+        damaged: ids that the test damaged.
+        rewound: the selectors that were followed.
+        late: ids that were committed when a later attempt had claimed the run already.
+    """
+
+    root: Path
+    protocol: Protocol = REAL
+    knows_the_dead: bool = True
+    acknowledged: list[str] = field(default_factory=list)
+    num_acknowledged: int = 0
+    winners: list[int] = field(default_factory=list)
+    dead: set[int] = field(default_factory=set)
+    damaged: set[str] = field(default_factory=set)
+    late: list[str] = field(default_factory=list)
+    rewound: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    pids: Any = field(default_factory=lambda: itertools.count(1000))
+
+    def check(self) -> checker.Id | None:
+        """The independent checker's judgement; returns what a plain restart must choose."""
+        assert len(set(self.winners)) == len(self.winners), f"an attempt had two winners: {self.winners}"
+        return checker.check(f"file://{self.root}", self.acknowledged, damaged=self.damaged)
+
+    def alive(self, holder: Holder) -> bool | None:
+        return holder.agent_pid not in self.dead if self.knows_the_dead else None
+
+
+class Actor:
+    """One life of the training."""
+
+    def __init__(self, world: World, faults: Faults | None = None, *, gate: Gate = no_gate) -> None:
+        self.world = world
+        self.protocol = world.protocol
+        self.faults = faults or Faults()
+        self.clock = ActorClock(gate)
+        self.faulty = FaultyStore(self.protocol.store(str(world.root), self.clock), self.faults, gate=gate)
+        self.faulty.clock = self.clock
+        self.store: Store = Retrying(self.faulty) if self.protocol.retries else self.faulty
+        self.holder = Holder(host="here", boot_id="boot", pid_namespace="pid:[1]", agent_pid=next(world.pids))
+        self.beats = 0
+        self.sequence = 0
+        self.step = 0
+        self.last: str | None = None
+        self.committed: str | None = None
+        self.restored: SnapshotId | None = None
+
+    def held_by(self, gate: Gate) -> Actor:
+        """From here on that gate holds it."""
+        self.faulty.gate = self.clock.gate = gate
+        return self
+
+    def start(self, selector: str = "newest") -> None:
+        """Waits, claims, lists, chooses, verifies, records the base."""
+        say = self.world.said.append
+        self.run_id = attempts.ensure_run(self.store, clock=self.clock).run_id
+        claim, found = self.protocol.take_and_list(
+            self.store,
+            self._won,
+            holder=self.holder,
+            selector=selector,
+            stale_after_s=STALE_AFTER_S,
+            say=say,
+            clock=self.clock,
+            alive=self.world.alive,
+        )
+        choice = self.protocol.choose(found, claim.attempt, Selector.parse(selector))
+        picked = fetch.pick(self.store, choice, lambda one: self.protocol.read(self.store, one), say)
+        self.restored, self.step = picked or (None, 0)
+        if self.restored is not None:
+            assert self.step == self.restored.step, f"{self.restored} was restored with the values of step {self.step}"
+        elif self.told and selector != "start":
+            raise checker.Violation(f"a fresh start, although {self.told} were acknowledged before its claim")
+        self.last = str(self.restored) if self.restored else None
+        base = Base(self.attempt, self.last, selector, choice.consumed, choice.skipped(self.restored))
+        attempts.write_base(self.store, base)
+
+    def _won(self, claim: Claim) -> None:
+        self.attempt = claim.attempt
+        if claim.selector.startswith("step=") and claim.selector not in self.world.rewound:
+            # the user gives up what came after that step
+            self.world.rewound.append(claim.selector)
+            wanted = int(claim.selector.removeprefix("step="))
+            kept = [text for text in self.world.acknowledged if checker.Id.parse(text).step <= wanted]
+            self.world.acknowledged[:] = kept
+        self.told = list(self.world.acknowledged)
+        self.world.winners.append(claim.attempt)
+        self.beat()
+
+    def save(self) -> None:
+        """One more step and its snapshot; returns when it is acknowledged."""
+        self.step += 1
+        self.sequence += 1
+        self._stop_if_superseded()
+        staged, data = stage(SnapshotId.new(self.attempt, self.sequence, self.step))
+        manifest = self.protocol.upload(
+            self.store, staged, data, run_id=self.run_id, parent=self.last, clock=self.clock
+        )
+        try:
+            self.protocol.commit(self.store, manifest)
+        except Superseded:
+            self.world.late.append(staged.id)
+            raise
+        self.world.acknowledged.append(staged.id)
+        self.world.num_acknowledged += 1
+        self.last = self.committed = staged.id
+        self.beat()
+
+    def _stop_if_superseded(self) -> None:
+        if attempts.is_superseded(self.store, self.attempt):
+            raise Superseded(f"attempt {self.attempt + 1} owns the run")
+
+    def beat(self, *, released: bool = False) -> None:
+        self._stop_if_superseded()
+        self.beats += 1
+        attempts.write_heartbeat(
+            self.store,
+            Heartbeat(self.attempt, self.beats, self.clock.wall(), released, self.committed, holder=self.holder),
+        )
+
+    def live(self, *, saves: int = 2, selector: str = "newest") -> BaseException | None:
+        """A whole life; what ended it early, if anything did. Its process is gone then."""
+        try:
+            self.start(selector)
+        except (Crash, SpotckptError, StopTraining) as error:
+            self.world.dead.add(self.holder.agent_pid)
+            return error
+        return self.go_on(saves=saves)
+
+    def go_on(self, *, saves: int) -> BaseException | None:
+        """The rest of a life that has started."""
+        try:
+            for _ in range(saves):
+                self.save()
+            if saves:
+                self.beat(released=True)
+        except (Crash, SpotckptError, StopTraining) as error:
+            return error
+        finally:
+            self.world.dead.add(self.holder.agent_pid)
+        return None
+
+
+def recover(world: World, *, selector: str = "newest") -> Actor:
+    """A restart without faults: it must find what the checker says, and be able to go on."""
+    expected = world.check()
+    actor = Actor(world)
+    actor.start(selector)
+    found = str(actor.restored) if actor.restored else None
+    wanted = str(expected) if expected else None
+    if found != wanted:
+        raise checker.Violation(f"a restart chose {found} where it must choose {wanted}; it said {world.said}")
+    actor.save()
+    newest = world.check()
+    assert str(newest) == actor.committed
+    return actor
+
+
+__all__ = ["RAW", "REAL", "Actor", "ActorClock", "Kind", "Protocol", "World", "recover", "stage"]

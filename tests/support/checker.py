@@ -1,0 +1,261 @@
+"""An independent judge of what lies in a run's directory.
+
+It shares no code with spotckpt: it reads with plain fsspec, json, blake3 and safetensors, and derives by itself which
+snapshot a restart must choose. It asserts
+
+- I1: the newest restorable snapshot is at least the last acknowledged one,
+- I2: every digest matches, and no snapshot mixes bytes of two steps,
+- I3: a snapshot whose commit has an unknown outcome is wholly there or not at all.
+
+For I2 the snapshots are marked: every number in every tensor of the snapshot of step s, and the value "step" of its
+state tree, is s.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import numpy as np
+from blake3 import blake3
+from safetensors.numpy import load as load_safetensors
+
+ENVELOPE = re.compile(rb'\{"blake3":"([0-9a-f]{64})","body":(.*)\}', re.DOTALL)
+SNAPSHOT_ID = re.compile(r"a(\d{4,})-n(\d{6,})-s(\d{8,})-([0-9a-f]{8})")
+SNAPSHOT_KEY = re.compile(rf"snapshots/({SNAPSHOT_ID.pattern})\.json")
+ATTEMPT_KEY = re.compile(r"attempts/(\d{4,})(\.base|\.heartbeat)?\.json")
+
+
+class Violation(AssertionError):
+    """The store breaks the promise."""
+
+
+class Broken(Exception):
+    """An object is missing or is not what its digest says."""
+
+
+@dataclass(frozen=True, order=True)
+class Id:
+    """A snapshot id, ordered by attempt and sequence."""
+
+    attempt: int
+    sequence: int
+    step: int
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> Id:
+        match = SNAPSHOT_ID.fullmatch(text)
+        if match is None:
+            raise Violation(f"{text!r} is no snapshot id")
+        return cls(int(match[1]), int(match[2]), int(match[3]), text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass
+class Bucket:
+    """One run as it lies in the store; read once."""
+
+    uri: str
+    claims: dict[int, dict[str, Any]] = field(default_factory=dict)
+    bases: dict[int, dict[str, Any]] = field(default_factory=dict)
+    snapshots: list[Id] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.fs, self.root = fsspec.core.url_to_fs(self.uri, **_options(self.uri))
+        for key in self.keys("attempts"):
+            self._read_attempt(key)
+        self.snapshots = sorted(Id.parse(m[1]) for key in self.keys("snapshots") if (m := SNAPSHOT_KEY.fullmatch(key)))
+
+    def keys(self, folder: str) -> list[str]:
+        """Every key below the folder that is not hidden (a local store's temporary files begin with a dot)."""
+        try:
+            paths = self.fs.find(f"{self.root}/{folder}")
+        except FileNotFoundError:
+            return []
+        keys = [path[len(self.root.rstrip("/")) + 1 :] for path in paths]
+        return [key for key in keys if not any(part.startswith(".") for part in key.split("/"))]
+
+    def bytes_of(self, key: str) -> bytes:
+        try:
+            return self.fs.cat_file(f"{self.root}/{key}")
+        except FileNotFoundError as error:
+            raise Broken(f"{key} is missing") from error
+
+    def record(self, key: str) -> dict[str, Any]:
+        """The body of a self-verifying JSON object."""
+        match = ENVELOPE.fullmatch(self.bytes_of(key))
+        if match is None:
+            raise Broken(f"{key} is not a record")
+        if blake3(match[2]).hexdigest() != match[1].decode():
+            raise Broken(f"{key} does not match its digest")
+        return json.loads(match[2])
+
+    def _read_attempt(self, key: str) -> None:
+        match = ATTEMPT_KEY.fullmatch(key)
+        if match is None:
+            raise Violation(f"{key} is no attempt's key")
+        if match[2] is None:
+            self.claims[int(match[1])] = self.record(key)
+        elif match[2] == ".base":
+            self.bases[int(match[1])] = self.record(key)
+        else:
+            self.record(key)
+
+
+def _options(uri: str) -> dict[str, Any]:
+    return {"use_listings_cache": False, "skip_instance_cache": True} if uri.startswith("s3://") else {}
+
+
+def ancestors(bucket: Bucket, snapshot: Id) -> list[Id]:
+    """What came before a snapshot, the last first: of its attempt, then what that attempt continued, and so on."""
+    own = [s for s in bucket.snapshots if s.attempt == snapshot.attempt and s.sequence < snapshot.sequence]
+    return sorted(own, reverse=True) + _before(bucket, snapshot.attempt)
+
+
+def lineage(bucket: Bucket, attempt: int) -> list[Id]:
+    """What a restart after `attempt` may choose from, first choice first."""
+    if attempt == 0:
+        return []
+    if attempt not in bucket.bases:
+        return _by_claims(bucket, attempt)
+    own = [s for s in bucket.snapshots if s.attempt == attempt]
+    return sorted(own, reverse=True) + _before(bucket, attempt)
+
+
+def _before(bucket: Bucket, attempt: int) -> list[Id]:
+    if attempt not in bucket.bases:
+        raise Violation(f"attempt {attempt} committed a snapshot without having recorded its base")
+    base = bucket.bases[attempt]["snapshot"]
+    return [] if base is None else [Id.parse(base), *ancestors(bucket, Id.parse(base))]
+
+
+def _by_claims(bucket: Bucket, attempt: int) -> list[Id]:
+    """The last attempts did not live to record a base: what their claims asked for, of what lay before them."""
+    if any(s.attempt == attempt for s in bucket.snapshots):
+        raise Violation(f"attempt {attempt} committed a snapshot without having recorded its base")
+    recorded = max((number for number in bucket.bases if number < attempt), default=0)
+    found = lineage(bucket, recorded)
+    followed = bucket.bases[recorded]["consumed"] if recorded else []
+    for number in range(recorded + 1, attempt + 1):
+        selector = bucket.claims[number]["selector"]
+        if selector in followed:
+            found = lineage(bucket, recorded)
+        elif selector != "newest":
+            found = _selected(bucket, lineage(bucket, recorded), selector) or found
+    return found
+
+
+def _selected(bucket: Bucket, chain: list[Id], selector: str) -> list[Id]:
+    match = re.fullmatch(r"step=(\d+)", selector)
+    assert match, f"the checker does not know @{selector}"
+    found = next((s for s in chain if s.step == int(match[1])), None)
+    return [] if found is None else [found, *ancestors(bucket, found)]
+
+
+def inspect(bucket: Bucket, snapshot: Id) -> None:
+    """Reads every byte of a snapshot.
+
+    Raises:
+        Broken: an object is missing or damaged.
+        Violation: all digests match, yet it holds values of another step.
+    """
+    manifest = bucket.record(f"snapshots/{snapshot}.json")
+    if manifest["snapshot"] != str(snapshot) or manifest["step"] != snapshot.step:
+        raise Broken(f"the manifest at {snapshot} is that of {manifest['snapshot']}")
+    for reference in manifest["parts"]:
+        _inspect_part(bucket, snapshot, reference)
+
+
+def _inspect_part(bucket: Bucket, snapshot: Id, reference: dict[str, Any]) -> None:
+    data = bucket.bytes_of(reference["key"])
+    if len(data) != reference["length"] or blake3(data).hexdigest() != reference["digest"]:
+        raise Broken(f"{reference['key']} is not the part that its manifest names")
+    part = bucket.record(reference["key"])
+    packs = [bucket.bytes_of(key) for key in part["packs"]]
+    for tensor in part["tensors"]:
+        for chunk in tensor["chunks"]:
+            piece = packs[chunk["pack"]][chunk["offset"] : chunk["offset"] + chunk["length"]]
+            if len(piece) != chunk["length"] or blake3(piece).hexdigest() != chunk["digest"]:
+                raise Broken(f"{tensor['name']} in {part['packs'][chunk['pack']]} does not match its digest")
+    if part["tree"]["step"] != snapshot.step:
+        raise Violation(f"{snapshot} holds the values of step {part['tree']['step']}")
+    for name, array in (item for pack in packs for item in load_safetensors(pack).items()):
+        if not np.all(array == snapshot.step):
+            raise Violation(f"{snapshot} mixes steps: {name} holds {np.unique(array)}")
+
+
+def is_whole(bucket: Bucket, snapshot: Id) -> bool:
+    """Whether every byte of it is there and matches."""
+    try:
+        inspect(bucket, snapshot)
+    except Broken:
+        return False
+    return True
+
+
+def newest_restorable(bucket: Bucket) -> Id | None:
+    """What a plain restart must choose now; None is a fresh start."""
+    if not bucket.claims:
+        return None
+    return next((s for s in lineage(bucket, max(bucket.claims)) if is_whole(bucket, s)), None)
+
+
+def check(uri: str, acknowledged: Sequence[str], *, damaged: Collection[str] = ()) -> Id | None:
+    """Asserts I1 to I3.
+
+    Args:
+        uri: the run.
+        acknowledged: the ids for which the protocol said so to its caller, in that order, since the last rewind.
+        damaged: ids that the test itself damaged: they need not be restorable.
+
+    Returns:
+        What a plain restart must choose.
+    """
+    bucket = Bucket(uri)
+    _check_claims(bucket)
+    for snapshot in bucket.snapshots:
+        if str(snapshot) not in damaged:
+            _check_whole(bucket, snapshot)
+    newest = newest_restorable(bucket)
+    _check_order(bucket, newest, [text for text in acknowledged if text not in damaged])
+    return newest
+
+
+def _check_claims(bucket: Bucket) -> None:
+    if sorted(bucket.claims) != list(range(1, len(bucket.claims) + 1)):
+        raise Violation(f"attempts are not numbered without a gap: {sorted(bucket.claims)}")
+    for number, claim in bucket.claims.items():
+        if claim["attempt"] != number:
+            raise Violation(f"attempts/{number:04d}.json claims attempt {claim['attempt']}")
+
+
+def _check_whole(bucket: Bucket, snapshot: Id) -> None:
+    try:
+        inspect(bucket, snapshot)
+    except Broken as error:
+        raise Violation(f"I2/I3: {snapshot} is committed and not whole: {error}") from error
+
+
+def _check_order(bucket: Bucket, newest: Id | None, acknowledged: Sequence[str]) -> None:
+    if not acknowledged:
+        return
+    last = Id.parse(acknowledged[-1])
+    if newest is None:
+        raise Violation(f"I1: {last} was acknowledged, and a restart would begin from scratch")
+    chain = lineage(bucket, max(bucket.claims))
+    if last not in chain or chain.index(newest) > chain.index(last):
+        raise Violation(f"I1: {last} was acknowledged, and a restart would choose {newest} of {_show(chain)}")
+    lost = [text for text in acknowledged if Id.parse(text) not in chain]
+    if lost:
+        raise Violation(f"I1: {lost} were acknowledged, and {newest} does not descend from them: {_show(chain)}")
+
+
+def _show(chain: Iterable[Id]) -> str:
+    return "[" + ", ".join(map(str, chain)) + "]"
