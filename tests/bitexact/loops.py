@@ -63,9 +63,9 @@ class Steps:
 
 @case("early_stopping")
 class EarlyStopping:
-    """Stops when the validation has not improved for two epochs; the epoch's running mean sets each step's rate."""
+    """Stops when the validation has not improved much for four epochs; the running mean sets the rate."""
 
-    num_batches = 8 * 12
+    num_batches = 9 * 12
 
     def __init__(self) -> None:
         self.data = points()
@@ -75,7 +75,7 @@ class EarlyStopping:
         self.loader = DataLoader(self.data, batch_size=8, shuffle=True)
 
     def plain(self) -> Outcome:
-        losses, valid, best, waited = [], [], math.inf, 0
+        losses, valid, best, waited, seen = [], [], math.inf, 0, 0
         for _epoch in range(40):
             of_epoch = []
             for x, y in self.loader:
@@ -83,29 +83,32 @@ class EarlyStopping:
                 losses.append(loss.item())
                 of_epoch.append(loss.item())
                 self._step(loss, mean=math.fsum(of_epoch) / len(of_epoch))
+                seen += len(y)
             valid.append(evaluate(self.model, self.data))
-            waited = 0 if valid[-1] < best - 0.05 else waited + 1
-            best = min(best, valid[-1])
-            if waited == 2:
+            best, waited = (valid[-1], 0) if valid[-1] < best - 0.25 else (best, waited + 1)
+            if waited == 4:
                 break
         assert len(losses) == self.num_batches, f"stopped after {len(losses)} batches"
-        return self._outcome(losses, valid, {"best": best, "waited": waited})
+        return self._outcome(losses, valid, {"best": best, "waited": waited, "seen": seen})
 
     def spot(self, run: Run) -> Outcome:
         run.track(model=self.model, optimizer=self.optimizer)
-        run.vars.setdefault("best", math.inf)
-        run.vars.setdefault("waited", 0)
+        for name, value in {"best": math.inf, "waited": 0, "seen": 0}.items():
+            run.vars.setdefault(name, value)
         for _epoch in run.epochs(40):
             for x, y in run.batches(self.loader):
                 loss = self._loss(x, y)
                 run.log("train", loss=loss.item())
                 pause(run)
                 self._step(loss, mean=run.mean("train", "loss"))
+                run.vars["seen"] += len(y)
             valid = evaluate(self.model, self.data)
             run.log("valid", loss=valid)
-            run.vars["waited"] = 0 if valid < run.vars["best"] - 0.05 else run.vars["waited"] + 1
-            run.vars["best"] = min(run.vars["best"], valid)
-            if run.vars["waited"] == 2:
+            if valid < run.vars["best"] - 0.25:
+                run.vars["best"], run.vars["waited"] = valid, 0
+            else:
+                run.vars["waited"] += 1
+            if run.vars["waited"] == 4:
                 break
         return self._outcome(list(run.history["train"]["loss"]), list(run.history["valid"]["loss"]), dict(run.vars))
 

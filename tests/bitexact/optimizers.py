@@ -145,7 +145,7 @@ class Plateau:
         self.model = perceptron()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.5, momentum=0.5)
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimizer, factor=0.5, patience=0, threshold=0.2
+            self.optimizer, factor=0.5, patience=1, threshold=0.6
         )
         self.loader = DataLoader(self.data, batch_size=8, shuffle=True)
 
