@@ -21,7 +21,7 @@ if [[ ! -e $venv/ready ]]; then
     touch "$venv/ready"
 fi
 
-# Its object files stay in the temporary folder after it has ended: give it one that is removed.
+# Its own files go with it, but for the objects: LocalStack leaves them in /tmp/localstack-s3-storage, a fixed place.
 scratch=$(mktemp -d)
 log=$scratch/localstack.log
 server=
