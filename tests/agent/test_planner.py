@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from spotckpt.agent.planner import RESERVE_S, Situation, decide
@@ -17,39 +19,31 @@ def _final(in_s: float | None, action: Action = "terminate") -> Notice:
 
 @pytest.mark.fault(75)
 @pytest.mark.parametrize(
-    ("notice", "pending", "snapshot", "bandwidth", "upload_now", "plan", "numbers"),
+    ("known", "upload_now", "plan", "numbers"),
     [
         # 120 s: room for what is sealed and for one more
-        (_final(120), 400 * _MB, 500 * _MB, 10e6, True, "snapshot", "90.0 s of 115.0 s"),
-        (_final(120), 0, 500 * _MB, 10e6, False, "snapshot", "50.0 s of 115.0 s"),
+        ((_final(120), _NOW, 400 * _MB, 500 * _MB, 10e6), True, "snapshot", "90.0 s of 115.0 s"),
+        ((_final(120), _NOW, 0, 500 * _MB, 10e6), False, "snapshot", "50.0 s of 115.0 s"),
         # exactly the time that is left beyond the reserve, and a byte more
-        (_final(120), 0, 1150 * _MB, 10e6, False, "snapshot", "115.0 s of 115.0 s"),
-        (_final(120), 1, 1150 * _MB, 10e6, True, "stop", "of 115.0 s"),
+        ((_final(120), _NOW, 0, 1150 * _MB, 10e6), False, "snapshot", "115.0 s of 115.0 s"),
+        ((_final(120), _NOW, 1, 1150 * _MB, 10e6), True, "stop", "of 115.0 s"),
         # 30 s: the sealed one only
-        (_final(30), 200 * _MB, 500 * _MB, 10e6, True, "stop", "70.0 s of 25.0 s"),
-        (_final(30), 0, 200 * _MB, 10e6, False, "snapshot", "20.0 s of 25.0 s"),
+        ((_final(30), _NOW, 200 * _MB, 500 * _MB, 10e6), True, "stop", "70.0 s of 25.0 s"),
+        ((_final(30), _NOW, 0, 200 * _MB, 10e6), False, "snapshot", "20.0 s of 25.0 s"),
         # past: what is sealed goes, nothing more
-        (_final(-10), 200 * _MB, 500 * _MB, 10e6, True, "stop", "of -5.0 s"),
-        (_final(-10), 0, None, None, False, "stop", "beyond the reserve"),
+        ((_final(-10), _NOW, 200 * _MB, 500 * _MB, 10e6), True, "stop", "of -5.0 s"),
+        ((_final(-10), _NOW), False, "stop", "beyond the reserve"),
         # malformed time or hibernate without one: never 120 s, but at once
-        (_final(None), 200 * _MB, 500 * _MB, 10e6, True, "snapshot", "at an unknown time"),
-        (_final(None, "hibernate"), 0, 500 * _MB, 10e6, False, "snapshot", "at an unknown time"),
-        (_final(40, "hibernate"), 0, 500 * _MB, 10e6, False, "stop", "50.0 s of 35.0 s"),
+        ((_final(None), _NOW, 200 * _MB, 500 * _MB, 10e6), True, "snapshot", "at an unknown time"),
+        ((_final(None, "hibernate"), _NOW, 0, 500 * _MB, 10e6), False, "snapshot", "at an unknown time"),
+        ((_final(40, "hibernate"), _NOW, 0, 500 * _MB, 10e6), False, "stop", "50.0 s of 35.0 s"),
         # nothing measured yet
-        (_final(30), 0, None, None, False, "snapshot", "25 s beyond the reserve"),
-        (_final(RESERVE_S), 0, None, None, False, "stop", "0 s are left"),
+        ((_final(30), _NOW), False, "snapshot", "25 s beyond the reserve"),
+        ((_final(RESERVE_S), _NOW), False, "stop", "0 s are left"),
     ],
 )
-def test_final_notices(
-    notice: Notice,
-    pending: int,
-    snapshot: int | None,
-    bandwidth: float | None,
-    upload_now: bool,
-    plan: str,
-    numbers: str,
-) -> None:
-    decision = decide(Situation(notice, _NOW, pending, snapshot, bandwidth))
+def test_final_notices(known: tuple[Any, ...], upload_now: bool, plan: str, numbers: str) -> None:
+    decision = decide(Situation(*known))
     assert (decision.upload_now, decision.plan) == (upload_now, plan)
     assert numbers in decision.why
     assert "\n" not in decision.why

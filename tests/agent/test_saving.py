@@ -6,7 +6,10 @@ from pathlib import Path
 
 from tests.agent.harness import Machine, heartbeat
 from tests.support.checker import check
-from tests.support.servers import wait_until
+from tests.support.proxy import Proxy, answer
+from tests.support.servers import S3Env, wait_until
+
+_DENIED = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
 
 
 def test_what_is_sealed_is_committed_and_the_run_is_released(here: Machine, uri: str, root: Path) -> None:
@@ -26,3 +29,64 @@ def test_what_is_sealed_is_committed_and_the_run_is_released(here: Machine, uri:
     assert (here.tokens(), here.runs()) == ([], [])
     assert str(check(uri, ids)) == ids[-1]
     assert trainer.open(uri)["attempt"] == 2
+
+
+def test_a_refused_upload_is_told_tried_again_and_disturbs_no_other_run(here: Machine, s3_env: S3Env, uri: str) -> None:
+    with Proxy(s3_env.url) as proxy:
+        proxy.on("PUT", "/packs/", answer(403, _DENIED), times=3)
+        here.agent()
+        unlucky, other = here.trainer(**s3_env.behind(proxy.url).environment), here.trainer()
+        unlucky.open(s3_env.uri)
+        other.open(uri)
+        first = unlucky.stage(s3_env.uri, 1)["snapshot"]
+        event = unlucky.wait_event("error")
+        assert (event["uri"], event["error"]) == (s3_env.uri, "Denied")
+        assert "packs/" in event["message"]
+        (run,) = [run for run in here.runs() if run["uri"] == s3_env.uri]
+        assert (run["error"]["error"], run["last_committed"]) == ("Denied", None)
+        other.wait_committed(other.stage(uri, 1)["snapshot"])
+        # a drain ends with the refusal instead of waiting for somebody to grant the permission
+        drained = unlucky.call("drain", uri=s3_env.uri, deadline_s=None)
+        if not drained["acknowledged"]:
+            assert drained["failure"]["error"] == "Denied"
+        unlucky.wait_committed(first)
+        assert len(unlucky.events("error")) == 1, "the same error was told again"
+        assert unlucky.call("close", uri=s3_env.uri, deadline_s=20)["acknowledged"]
+
+
+def test_a_store_that_refuses_the_trainer_is_its_error_and_nothing_is_kept(here: Machine, s3_env: S3Env) -> None:
+    here.agent()
+    trainer = here.trainer(**{**s3_env.environment, "AWS_ENDPOINT_URL_S3": s3_env.url})
+    missing = trainer.answer(trainer.start_open("s3://not-a-bucket-of-ours/run"))
+    assert missing["error"] == "BucketMissing"
+    assert (here.runs(), here.tokens()) == ([], [])
+    twice = s3_env.uri
+    trainer.open(twice)
+    again = trainer.answer(trainer.start_open(twice))
+    assert again["error"] == "AgentError"
+    assert "open in this process already" in again["message"]
+    early = here.trainer(**s3_env.environment)
+    stolen = early.answer(early.start("stage", uri=twice, step=1))
+    assert "is not open in this process" in stolen["message"]
+
+
+def test_slots_are_busy_wait_and_come_back(here: Machine, s3_env: S3Env) -> None:
+    with Proxy(s3_env.url, bytes_per_s=2e6) as proxy:
+        here.agent("--slots=2")
+        trainer = here.trainer(**s3_env.behind(proxy.url).environment)
+        trainer.open(s3_env.uri)
+        before_base = here.trainer(**s3_env.environment)
+        tag = before_base.start_open(f"{s3_env.uri}-2")
+        before_base.reply(tag)
+        refused = before_base.answer(before_base.start("stage", uri=f"{s3_env.uri}-2", step=1))
+        assert "before the base is recorded" in refused["message"]
+        trainer.stage(s3_env.uri, 1, numbers=500_000)
+        proxy.wait_for("PUT", r"/packs/.*safetensors")
+        given = trainer.call("slot", uri=s3_env.uri, size_bytes=4000, step=2)
+        busy = trainer.call("slot", uri=s3_env.uri, size_bytes=4000, step=3)
+        assert (busy["busy"], busy["slots"]) == (True, 2)
+        trainer.call("abort", uri=s3_env.uri, generation=given["generation"])
+        trainer.stage(s3_env.uri, 4)
+        waited = trainer.call("slot", uri=s3_env.uri, size_bytes=4000, step=5, wait_s=30)
+        assert "generation" in waited
+        proxy.bytes_per_s = None
