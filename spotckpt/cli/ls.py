@@ -16,14 +16,15 @@ from spotckpt.cli.runs import AttemptRow, Overview, SnapshotRow, address_of_run,
 @click.command()
 @click.argument("uri")
 @click.option("--last", type=click.IntRange(min=1), default=50, show_default=True, help="Show this many snapshots.")
+@output.timeout_option
 @output.json_option
-def ls(uri: str, last: int, as_json: bool) -> None:
-    """List the attempts and snapshots of the run at URI.
+def ls(uri: str, last: int, timeout_s: float, as_json: bool) -> None:
+    """List the attempts and snapshots of a run.
 
     The newest come last. An attempt is released (over), live (its heartbeat is recent by this machine's clock) or
     stale. A snapshot whose manifest cannot be read is shown as such, and the exit status tells of it.
     """
-    overview = read_overview(address_of_run(uri), last=last)
+    overview = read_overview(address_of_run(uri), last=last, timeout_s=timeout_s)
     if as_json:
         output.emit(_document(overview))
     else:

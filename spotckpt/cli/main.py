@@ -15,6 +15,7 @@ from spotckpt.errors import SpotckptError, UsageError
 
 INTERRUPTED_BY_USER = 128 + 2
 NOBODY_READS = 128 + 13
+_COMPLETION = "_SPOTCKPT_COMPLETE"
 
 
 class _Verb(NamedTuple):
@@ -82,9 +83,15 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
+    if _COMPLETION in os.environ:  # the shell asks what could follow; this exits
+        cli.main(prog_name="spotckpt", complete_var=_COMPLETION)
     try:
-        status = cli.main(args=arguments, prog_name="spotckpt", standalone_mode=False)
+        # Not `cli.main`: that takes a broken pipe for status 1 and writes an empty line on Ctrl-C.
+        with cli.make_context("spotckpt", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            status = cli.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
     except click.ClickException as error:
         error.show()
         return UsageError.exit_status

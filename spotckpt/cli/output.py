@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 from rich.console import Console, JustifyMethod
@@ -19,15 +19,29 @@ _GAP = 2
 _LEAST_ELASTIC = 8
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+timeout_option = click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True, max=86400),
+    default=30.0,
+    show_default=True,
+    help="Seconds that one request to the store may take, retries included.",
+)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        """Leaves it to `main` what status that is."""
+        raise BrokenPipeError
 
 
 def console(file: TextIO | None = None) -> Console:
     """A console on standard output, or on `file`: without colours, and as wide as allowed, where nobody watches."""
     file = file or sys.stdout
     if not file.isatty():
-        return Console(file=file, width=WIDTH, color_system=None, highlight=False, soft_wrap=False)
+        return _Console(file=file, width=WIDTH, color_system=None, force_terminal=False, highlight=False)
     found = Console(file=file, highlight=False)
-    return Console(file=file, width=min(found.width, WIDTH), highlight=False)
+    return _Console(file=file, width=min(found.width, WIDTH), highlight=False)
 
 
 def emit(document: object) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 
 import click
@@ -46,17 +47,18 @@ class Run:
         return [*self.catalog.problems.values(), *lost]
 
 
-def open_run(uri: str) -> Run:
-    """Reads the records of the run at that URI, without a selector.
+@contextmanager
+def open_run(uri: str, *, timeout_s: float) -> Iterator[Run]:
+    """Reads the records of the run at that URI, without a selector; its store is closed at the end.
 
     Raises:
         NotFound: there is no run.
     """
-    store = open_store(uri)
-    catalog = read_catalog(store)
-    if catalog.run is None and not catalog.problems and not catalog.highest and not catalog.snapshots:
-        raise NotFound("read", f"{uri}/run.json", "there is no run here", hint="check the address")
-    return Run(store, catalog)
+    with closing(open_store(uri, call_timeout_s=timeout_s)) as store:
+        catalog = read_catalog(store)
+        if catalog.run is None and not catalog.problems and not catalog.highest and not catalog.snapshots:
+            raise NotFound("read", f"{uri}/run.json", "there is no run here", hint="check the address")
+        yield Run(store, catalog)
 
 
 def address_of_run(text: str) -> str:
@@ -144,12 +146,12 @@ class Overview:
     problems: list[SnapshotError]
 
 
-def read_overview(uri: str, *, last: int) -> Overview:
+def read_overview(uri: str, *, last: int, timeout_s: float) -> Overview:
     """Reads the run, and the manifests of its `last` newest snapshots."""
-    run = open_run(uri)
-    shown = run.ids[-last:]
-    present = [one for one in shown if one in run.catalog.snapshots]
-    found = read_manifests(run.store, present, run_id=run.run_id)
+    with open_run(uri, timeout_s=timeout_s) as run:
+        shown = run.ids[-last:]
+        present = [one for one in shown if one in run.catalog.snapshots]
+        found = read_manifests(run.store, present, run_id=run.run_id)
     rows = [_snapshot_row(one, found.get(one)) for one in shown]
     problems = [*run.problems(), *(one for one in found.values() if isinstance(one, SnapshotError))]
     attempts = [_attempt_row(run.catalog, number, time.time()) for number in range(1, run.catalog.highest + 1)]

@@ -24,18 +24,19 @@ _LINEAGE_SHOWN = 5
 
 @click.command()
 @click.argument("address")
+@output.timeout_option
 @output.json_option
-def show(address: str, as_json: bool) -> None:
-    """Show what the snapshot at ADDRESS holds, without downloading tensors.
+def show(address: str, timeout_s: float, as_json: bool) -> None:
+    """Show what a snapshot holds, without downloading tensors.
 
     ADDRESS is URI[@SELECTOR]; without a selector it is the snapshot that a restart would continue. Shows metrics,
     arguments, environment, what it descends from, and every key with its dtype, shape and size.
     """
     parsed = Address.parse(address)
-    run = open_run(parsed.uri)
-    snapshot = find_snapshot(run, parsed)
-    manifest = read_manifest(run.store, snapshot, run_id=run.run_id)
-    parts = [read_part(run.store, manifest, rank) for rank in range(manifest.world_size)]
+    with open_run(parsed.uri, timeout_s=timeout_s) as run:
+        snapshot = find_snapshot(run, parsed)
+        manifest = read_manifest(run.store, snapshot, run_id=run.run_id)
+        parts = [read_part(run.store, manifest, rank) for rank in range(manifest.world_size)]
     ancestors = _ancestors(lineage(run.catalog, snapshot.attempt).ids, snapshot)
     if as_json:
         output.emit(_document(parsed.uri, manifest, parts, ancestors))

@@ -30,17 +30,18 @@ class Finding:
 
 @click.command()
 @click.argument("address")
+@output.timeout_option
 @output.json_option
-def verify(address: str, as_json: bool) -> None:
+def verify(address: str, timeout_s: float, as_json: bool) -> None:
     """Read whole snapshots and check every digest.
 
     ADDRESS is URI[@SELECTOR]; without a selector all committed snapshots of the run are read, and all its records.
     Exit status 31 if anything is not what was committed; the key and the digest are named.
     """
     parsed = Address.parse(address)
-    run = open_run(parsed.uri)
     one = names_snapshot(address)
-    findings = _check(run, [find_snapshot(run, parsed)] if one else sorted(run.catalog.snapshots))
+    with open_run(parsed.uri, timeout_s=timeout_s) as run:
+        findings = _check(run, [find_snapshot(run, parsed)] if one else sorted(run.catalog.snapshots))
     errors = [error for finding in findings for error in finding.errors] + ([] if one else run.problems())
     if as_json:
         output.emit(_document(parsed.uri, findings, errors))
@@ -62,7 +63,7 @@ def _check_one(run: Run, one: SnapshotId, advance: Callable[[int], None]) -> Fin
         found = fetch.verify(run.store, one, advance, run_id=run.run_id)
     except SnapshotError as error:
         return Finding(str(one), errors=(error,))
-    errors = tuple(Corrupt(problem, hint="restore another snapshot") for problem in found.problems)
+    errors = tuple(Corrupt(problem, hint="restore another snapshot") for problem in dict.fromkeys(found.problems))
     return Finding(str(one), found.tensors, found.read_bytes, errors)
 
 
@@ -116,4 +117,5 @@ def _worst(errors: Sequence[SnapshotError]) -> SnapshotError:
     first = next((error for error in errors if isinstance(error, Corrupt)), errors[0])
     if len(errors) == 1:
         return first
-    return type(first)(f"{first.message}, and {len(errors) - 1} more problems", hint=first.hint)
+    more = f"{len(errors) - 1} more problem{'s' if len(errors) > 2 else ''}"
+    return type(first)(f"{first.message}, and {more}", hint=first.hint)

@@ -112,7 +112,7 @@ class Bucket:
         packs = sum(size for key, size in sizes.items() if key.endswith(".safetensors"))
         text = f"holds {kinds['snapshots']} committed snapshots, {packs / 2**20:.1f} MiB of packs"
         for key, done in self.incomplete():
-            text += f", and an INCOMPLETE upload of {key.removeprefix(f'{RUN}/')} ({done / 2**20:.0f} MiB of it so far)"
+            text += f", and an INCOMPLETE upload of {key} with {done / 2**20:.0f} MiB in whole parts"
         return text
 
     def copy_to(self, directory: Path) -> None:

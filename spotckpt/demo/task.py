@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-EPOCHS = 8
+EPOCHS = 6
 BATCH_SIZE = 32
 NUM_TRAIN = 40 * BATCH_SIZE
 NUM_VALID = 256
@@ -84,7 +84,7 @@ def build(seed: int) -> tuple[Net, torch.optim.SGD, ReduceLROnPlateau, DataLoade
     torch.manual_seed(seed)
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    scheduler = ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    scheduler = ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.3)
     train = DataLoader(Shapes(NUM_TRAIN, seed=seed, augment=True), batch_size=BATCH_SIZE, shuffle=True)
     valid = DataLoader(Shapes(NUM_VALID, seed=seed + 1, augment=False), batch_size=BATCH_SIZE)
     return model, optimizer, scheduler, train, valid
@@ -153,7 +153,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="where to write the end state")
     parser.add_argument("--pace", type=float, default=0.0, help="seconds to rest after a step")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     return parser.parse_args()

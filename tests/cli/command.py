@@ -1,0 +1,74 @@
+"""Runs `spotckpt` as a user does: another process, with a pipe or a terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+
+from spotckpt.cli.main import main
+
+TIMEOUT_S = 60
+
+
+@dataclass
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+def spotckpt(*arguments: str, **environment: str) -> Done:
+    """With pipes for standard output and standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "spotckpt", *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def in_process(*arguments: str) -> Done:
+    """The same without the second that a new interpreter takes."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main(arguments)
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def on_terminal(*arguments: str, columns: int = 100, **environment: str) -> Done:
+    """With a terminal of that width for everything; both outputs come in `out`."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spotckpt", *arguments],
+        env={**os.environ, "TERM": "xterm-256color", **environment},
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
+    )
+    os.close(follower)
+    pieces = []
+    while piece := _read(leader):
+        pieces.append(piece)
+    os.close(leader)
+    return Done(process.wait(TIMEOUT_S), b"".join(pieces).decode(), "")
+
+
+def _read(leader: int) -> bytes:
+    try:
+        return os.read(leader, 65536)
+    except OSError:  # EIO: the last one who had the terminal has closed it
+        return b""
