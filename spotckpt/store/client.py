@@ -16,11 +16,12 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import aiohttp
 import fsspec.asyn
 import tenacity
 from aiobotocore.httpsession import AIOHTTPSession
-from aiohttp import ClientError as ClientConnectionError
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from s3fs import S3FileSystem
 
 from spotckpt.deadline import Deadline
@@ -59,6 +60,7 @@ _CONFIG = {
     "request_checksum_calculation": "when_required",
     "response_checksum_validation": "when_required",
 }
+_FOREIGN = (ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError, ValueError, LookupError)
 _INHERITED: list[object] = []
 """Clients of the process that this one was forked from: never used, never closed, their sockets are the parent's."""
 
@@ -78,7 +80,6 @@ class Client:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
-        self._lock = threading.Lock()
         self._pid = 0
         self._fs: S3FileSystem | None = None
 
@@ -138,11 +139,10 @@ class Client:
         return await tenacity.AsyncRetrying(**settings)(attempt)
 
     def close(self) -> None:
-        """Closes the connections."""
-        with self._lock:
-            fs, self._fs = self._fs, None
-        if fs is not None and self._pid == os.getpid():
-            _close(os.getpid(), fs)
+        """Closes the connections; a later request opens new ones."""
+        fs, self._fs = self._fs, None
+        if fs is not None:
+            _close(self._pid, fs)
 
     async def _limited(self, attempt: Coroutine[Any, Any, T], call: Call, size_bytes: int) -> T:
         patience_s = CONNECT_TIMEOUT_S + ANSWER_TIMEOUT_S + size_bytes / SLOWEST_BYTES_PER_S
@@ -155,21 +155,21 @@ class Client:
         except asyncio.TimeoutError as error:
             late = TimeoutError(f"no answer within {limit_s:.1f} s")
             raise translate(late, operation=call.operation, key=call.key, mutates=call.mutates) from error
-        except (ClientError, BotoCoreError, ClientConnectionError, OSError, ValueError) as error:
+        except _FOREIGN as error:
             raise translate(error, operation=call.operation, key=call.key, mutates=call.mutates) from error
 
     async def _connected(self) -> Any:
         return await self._filesystem().set_session()
 
     def _filesystem(self) -> S3FileSystem:
-        with self._lock:
-            if self._fs is not None and self._pid != os.getpid():
-                _INHERITED.append(self._fs)
-                self._fs = None
-            if self._fs is None:
-                self._pid = os.getpid()
-                self._fs = self._connect()
-            return self._fs
+        # Only ever called in the event loop's thread: no lock, which a fork could leave locked.
+        if self._fs is not None and self._pid != os.getpid():
+            _INHERITED.append(self._fs)
+            self._fs = None
+        if self._fs is None:
+            self._pid = os.getpid()
+            self._fs = self._connect()
+        return self._fs
 
     def _connect(self) -> S3FileSystem:
         session = Session(self._environment)

@@ -7,6 +7,7 @@ exclusive mode checks first and writes later, which two writers can both pass.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,16 @@ from pathlib import Path
 from stat import S_ISREG
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
-from spotckpt.errors import BucketMissing, Denied, LimitExceeded, NotFound, OutcomeUnknown, StoreError, Unavailable
+from spotckpt.errors import (
+    BucketMissing,
+    ConditionsIgnored,
+    Denied,
+    LimitExceeded,
+    NotFound,
+    OutcomeUnknown,
+    StoreError,
+    Unavailable,
+)
 from spotckpt.store.base import (
     MIB,
     TEMPORARY,
@@ -47,8 +57,7 @@ class LocalStore(Store):
         deadline = self.until(deadline)
         path = self._path("create", key, deadline)
         with self._temporary("create", path, [data], deadline=deadline) as temporary:
-            with self._translated("create", path):
-                os.link(temporary, path)
+            self._link(temporary, path)
             self._sync_name("create", path)
 
     def put(
@@ -181,6 +190,16 @@ class LocalStore(Store):
         finally:
             with suppress(OSError):
                 temporary.unlink()
+
+    def _link(self, temporary: Path, path: Path) -> None:
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise ConditionsIgnored(
+                    "create", str(path), "the file system has no hard links", hint="choose a place on another one"
+                ) from error
+            raise from_os_error(error, operation="create", key=str(path)) from error
 
     def _make_parent(self, operation: str, path: Path) -> None:
         try:

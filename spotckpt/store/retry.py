@@ -86,7 +86,7 @@ class Retrying(Store):
 
     def read(self, key: str, *, limit_bytes: int, deadline: Deadline | None = None) -> bytes:
         """See `Store.read`."""
-        deadline = self.until(deadline)
+        deadline = self.until(deadline, size_bytes=limit_bytes)
         return self._run(lambda: self.inner.read(key, limit_bytes=limit_bytes, deadline=deadline), deadline)
 
     def read_ranges(

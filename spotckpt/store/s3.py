@@ -84,7 +84,7 @@ class S3Store(Store):
 
     def read(self, key: str, *, limit_bytes: int, deadline: Deadline | None = None) -> bytes:
         """See `Store.read`."""
-        call = self._call("read", key, self.until(deadline))
+        call = self._call("read", key, self.until(deadline, size_bytes=limit_bytes))
         return self._client.run(call, self._client.get(call, limit_bytes=limit_bytes, **self._place(key)))
 
     def read_ranges(

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 
 from spotckpt.errors import (
     AlreadyExists,
@@ -147,8 +148,9 @@ def _lost(error: Exception) -> bool:
         | aiohttp.ClientError
         | TimeoutError
         | asyncio.TimeoutError
-        | ConnectionError,
-    ) or (type(error).__name__ == "ResponseParserError")
+        | ConnectionError
+        | ResponseParserError,
+    )
 
 
 def _answered(error: boto.ClientError, operation: str, key: str, mutates: bool) -> StoreError:
@@ -199,4 +201,4 @@ def _one_line(error: Exception) -> str:
         # Its own text says "could not connect" also of a connection that broke later.
         return f"{error.kwargs.get('endpoint_url', '')}: {error.kwargs.get('error') or 'no connection'}"
     text = " ".join(str(error).split())
-    return text if text and not isinstance(error, ValueError | KeyError) else f"{type(error).__name__}: {text}"
+    return text if text and not isinstance(error, ValueError | LookupError) else f"{type(error).__name__}: {text}"

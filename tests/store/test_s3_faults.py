@@ -296,6 +296,24 @@ def test_a_storm_of_errors_is_weathered(s3_env):
         assert store.read("heartbeat.json", limit_bytes=10) == b"beat"
 
 
+@pytest.mark.fault(32)
+@pytest.mark.parametrize(
+    ("verb", "status", "body", "kind"),
+    [
+        ("create", 502, b"<html>Bad Gateway", OutcomeUnknown),
+        ("create", 504, b"", OutcomeUnknown),
+        ("list", 502, b"<html>Bad Gateway", Unavailable),
+        ("list", 200, b"<html>Welcome", Unavailable),
+    ],
+)
+def test_a_gateways_own_page_is_no_answer_of_the_store(verb, status, body, kind):
+    with (
+        ScriptedServer(lambda request: (request.body(), Reply(status, body))[1]) as server,
+        pytest.raises(kind, match="s3://bucket/run/snapshots/"),
+    ):
+        use(s3_at(server.url), verb)
+
+
 @pytest.mark.fault(37)
 def test_a_conflict_of_simultaneous_writes_is_tried_again(s3_env):
     with Proxy(s3_env.url) as proxy:
