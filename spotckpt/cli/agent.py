@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -31,17 +34,23 @@ _runtime_dir = click.option(
 @click.option("--metadata-endpoint", default="", help="Ask here for notices instead of EC2's own address.")
 @click.option("--poll-interval", type=float, default=5.0, show_default=True, help="Seconds between two looks.")
 @click.option("--stop-grace", type=float, default=90.0, show_default=True, help="Seconds for uploads after SIGTERM.")
+@click.option("--verbose", is_flag=True, help="Log more.")
 def agent(
-    runtime_dir: Path | None, spool_dir: Path | None, metadata_endpoint: str, poll_interval: float, stop_grace: float
-) -> int:
+    runtime_dir: Path | None,
+    spool_dir: Path | None,
+    *,
+    metadata_endpoint: str,
+    poll_interval: float,
+    stop_grace: float,
+    verbose: bool,
+) -> NoReturn:
     """Run the agent in the foreground.
 
     It uploads what trainers of this user stage, watches for interruption notices, and keeps the runs' claims. Trainers
     find it by its socket; without one they start an agent of their own. SIGTERM finishes uploads and ends it.
     """
-    from spotckpt.agent import paths
-    from spotckpt.agent.options import AgentOptions
-    from spotckpt.agent.service import run
+    from spotckpt.agent import paths, service
+    from spotckpt.agent.options import ALREADY_RUNNING, AgentOptions
 
     options = AgentOptions(
         runtime_dir=runtime_dir or paths.runtime_dir(),
@@ -50,7 +59,13 @@ def agent(
         poll_interval_s=poll_interval,
         stop_grace_s=stop_grace,
     )
-    return run(options)
+    service.log_to_stderr(verbose=verbose)
+    ended = service.run(options)
+    if ended == ALREADY_RUNNING:
+        held = " or ".join(dict.fromkeys((str(options.runtime_dir), str(options.spool_dir))))
+        click.echo(f"spotckpt: error: another agent holds {held}; see: spotckpt status", err=True)
+    logging.shutdown()
+    os._exit(ended)  # a thread that waits for a store that does not answer must not keep an agent that has finished
 
 
 @click.command()
@@ -62,14 +77,17 @@ def status(runtime_dir: Path | None, as_json: bool) -> None:
     Its runs, what is staged and being uploaded, the last committed snapshot of each, and notices in force.
     """
     reply = _ask(runtime_dir, "status")
-    answer = {name: value for name, value in reply.items() if name not in ("id", "ok")}
+    answer = {name: reply[name] for name in ("agent", "notices", "runs")}
     if as_json:
         output.emit(answer)
         return
-    _show_agent(answer.get("agent", {}))
-    for notice in answer.get("notices", []):
+    _show_agent(answer["agent"])
+    for notice in answer["notices"]:
         output.emit_line(f"notice: {_notice(notice)}", style="bold yellow")
-    _show_runs(answer.get("runs", []))
+    for run in answer["runs"]:
+        _show_run(run)
+    if not answer["runs"]:
+        output.emit_line("no run is open")
 
 
 @click.command()
@@ -102,39 +120,33 @@ def _ask(runtime_dir: Path | None, op: str, **fields: Any) -> Mapping[str, Any]:
 
 
 def _show_agent(found: Mapping[str, Any]) -> None:
-    kind = "private agent" if found.get("private") else "agent"
-    output.emit_line(f"{kind} {found.get('pid', '?')}, version {found.get('version', '?')}", style="bold")
+    kind = "private agent" if found["private"] else "agent"
+    where = f" on {found['instance']}" if found["instance"] else ""
+    output.emit_line(f"{kind} {found['pid']}{where}, spool {found['spool_dir']}", style="bold")
 
 
 def _notice(notice: Mapping[str, Any]) -> str:
-    left = notice.get("seconds_left")
-    return f"{notice.get('kind')} {notice.get('action')}" + ("" if left is None else f" in {left:.0f} s")
+    left = notice["seconds_left"]
+    return f"{notice['kind']} {notice['action']}" + ("" if left is None else f" in {left:.0f} s")
 
 
-def _show_runs(runs: Sequence[Mapping[str, Any]]) -> None:
-    if not runs:
-        output.emit_line("no run is open")
-        return
-    columns = ("RUN", "ATTEMPT", "STATE", "TRAINER", "UPLOADING", "LAST COMMITTED")
-    rows = [
-        (
-            str(run.get("uri", "")),
-            str(run.get("attempt", "")),
-            str(run.get("state", "")),
-            str(run.get("trainer_pid") or "-"),
-            _uploading(run.get("uploading")),
-            str(run.get("last_committed") or "-"),
-        )
-        for run in runs
+def _show_run(run: Mapping[str, Any]) -> None:
+    output.emit_line()
+    output.emit_line(run["uri"], style="bold cyan")
+    slots = Counter(slot["state"] for slot in run["slots"])
+    pairs = [
+        ("attempt", f"{run['attempt']}, {run['state']}"),
+        ("trainer", f"process {run['trainer_pid']}" if run["trainer_pid"] else "none"),
+        ("slots", ", ".join(f"{count} {state}" for state, count in slots.items()) or "none"),
+        ("uploading", _uploading(run["uploading"])),
+        ("last committed", run["last_committed"] or "nothing yet"),
     ]
-    output.emit_table(output.table(columns, rows, right=("ATTEMPT", "TRAINER"), elastic="RUN"))
-    for run in runs:
-        if run.get("error"):
-            output.emit_line(f"{run.get('uri')}: {run['error']}", style="bold red")
+    if error := run["error"]:
+        pairs.append(("error", "; ".join(filter(None, (error.get("message"), error.get("hint"))))))
+    output.emit_pairs(pairs)
 
 
 def _uploading(upload: Mapping[str, Any] | None) -> str:
     if not upload:
-        return "-"
-    sent, total = upload.get("sent_bytes", upload.get("sent", 0)), upload.get("total_bytes", upload.get("total", 0))
-    return f"{output.size(sent)} of {output.size(total)}"
+        return "nothing"
+    return f"{upload['id']}, {output.size(upload['sent_bytes'])} of {output.size(upload['total_bytes'])}"

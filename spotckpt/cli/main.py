@@ -47,8 +47,8 @@ Exit statuses:
   31  corrupt                      32  written by a newer version
   33  nothing fits the selector    34  nothing can be restored
   35  over a size limit            40  no agent, or it failed
-  41  staging area                 64  wrong command line
-  130 Ctrl-C
+  41  staging area                 45  another agent runs already
+  64  wrong command line           130 Ctrl-C
 """
 
 

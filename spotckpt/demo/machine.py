@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from spotckpt.demo.screen import Screen
 from spotckpt.demo.servers import MetadataServer
 
 _AGENT_TIMEOUT_S = 30.0
+_TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO )?")  # the screen has its own
 
 
 class Machine:
@@ -60,4 +62,8 @@ class Machine:
         shutil.rmtree(self._disk, ignore_errors=True)
 
     def _start(self, child: Child, command: list[str]) -> None:
-        child.start(command, environment=self._environment, on_line=lambda line: self._screen.say(child.name, line))
+        child.start(
+            command,
+            environment=self._environment,
+            on_line=lambda line: self._screen.say(child.name, _TIME.sub("", line)),
+        )
