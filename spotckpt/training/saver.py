@@ -159,7 +159,8 @@ class Saver:
     def _interrupt(self, stop: Stop) -> None:
         """The last snapshot of this attempt, as far as the time goes; then the end."""
         try:
-            self._stage("notice", wait=stop.deadline or Deadline.after(SLOT_WAIT_S))
+            if stop.snapshot:
+                self._stage("notice", wait=stop.deadline or Deadline.after(SLOT_WAIT_S))
         except (EncodeError, SpoolError) as error:  # the last sealed one goes instead
             say_error(error)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections import deque
@@ -29,10 +30,17 @@ REATTACH_TRIES = 3
 
 @dataclass(frozen=True)
 class Stop:
-    """Why the training must stop, and when the machine goes (None: nobody knows)."""
+    """Why the training must stop.
+
+    Attributes:
+        why: for the user.
+        deadline: when the machine goes; None: nobody knows.
+        snapshot: whether there is time for one more snapshot.
+    """
 
     why: str
     deadline: Deadline | None
+    snapshot: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,8 @@ class Session:
         self._client: Client | None = None
         self._lost = False
         self._starting = True
+        self._connections = 0
+        self._attaching = threading.Lock()
         self._reviving: threading.Thread | None = None
         self._lock = threading.Lock()
         self._owner = os.getpid()
@@ -131,22 +141,22 @@ class Session:
 
     # While training
 
-    def slot(self, size_bytes: int, step: int) -> Slot | None:
-        """A place for a snapshot, or None when all are taken or no agent answers (which is said once).
+    def slot(self, size_bytes: int, step: int, *, wait_s: float = 0.0) -> Slot | None:
+        """A place for a snapshot, or None when all stay taken for so long or no agent answers (which is said once).
 
         Raises:
             SpoolError: there is no room for even one.
         """
-        if self._lost:
-            self._revive()
-            return None
-        timeout = CALL_TIMEOUT_S + size_bytes / SLOT_BYTES_PER_S
-        try:
-            reply = self._call("slot", timeout=timeout, uri=self.uri, size_bytes=size_bytes, step=step)
-        except Unreachable:
-            self._revive()
-            return None
-        return None if reply.get("busy") else Slot.from_reply(reply)
+        timeout = CALL_TIMEOUT_S + size_bytes / SLOT_BYTES_PER_S + wait_s
+        for _ in range(2):
+            if self._lost and not self._revived(wait_s):
+                return None
+            with contextlib.suppress(Unreachable):
+                reply = self._call(
+                    "slot", timeout=timeout, uri=self.uri, size_bytes=size_bytes, step=step, wait_s=wait_s
+                )
+                return None if reply.get("busy") else Slot.from_reply(reply)
+        return None
 
     def sealed(self, slot: Slot) -> None:
         """Tells the agent of a sealed slot. The seal itself is on the disk: an agent that has gone finds it later."""
@@ -202,8 +212,7 @@ class Session:
         for remaining in reversed(range(REATTACH_TRIES)):
             left = None if seconds is None else deadline.seconds_left
             try:
-                if self._lost:
-                    self._attach()
+                self._ensure_attached()
                 reply = self._call(
                     op, timeout=None if left is None else left + CALL_TIMEOUT_S, uri=self.uri, deadline_s=left
                 )
@@ -232,35 +241,46 @@ class Session:
             self._call(op, timeout=CALL_TIMEOUT_S, uri=self.uri, generation=slot.generation)
 
     def _connect(self) -> None:
-        client = ensure_agent(self.settings, on_event=self._on_event)
+        self._connections += 1
+        client = ensure_agent(self.settings, on_event=functools.partial(self._on_event, self._connections))
         with self._lock:
             self._client, self._lost = client, False
         if client.notice is not None and not self._starting:
-            self._on_event({"event": "notice", **client.notice})
+            self._on_event(self._connections, {"event": "notice", **client.notice})
 
-    def _attach(self) -> None:
-        """Finds or starts an agent and goes on with this attempt there."""
-        old = self._client
-        self._connect()
-        if old is not None:
-            old.close()
-        reply = self._call("attach", timeout=None, uri=self.uri, attempt=self.attempt, environment=self._environment)
-        self.committed = reply.get("last_committed") or self.committed
+    def _ensure_attached(self) -> None:
+        """Finds or starts an agent, if the last one has gone, and goes on with this attempt there."""
+        with self._attaching:
+            if not self._lost:
+                return
+            old = self._client
+            self._connect()
+            if old is not None:
+                old.close()
+            try:
+                reply = self._call(
+                    "attach", timeout=None, uri=self.uri, attempt=self.attempt, environment=self._environment
+                )
+            except BaseException:
+                self._lost = True
+                raise
+            self.committed = reply.get("last_committed") or self.committed
+
+    def _revived(self, wait_s: float) -> bool:
+        """Brings an agent back: at once, for a snapshot that is worth waiting for; else while the training goes on."""
+        if self._reviving is None or not self._reviving.is_alive():
+            say("warning: the agent has gone; training goes on, another one is being started")
+            self._reviving = threading.Thread(target=self._revive, name="spotckpt-revive", daemon=True)
+            self._reviving.start()
+        if wait_s > 0:
+            self._reviving.join(wait_s)
+        return wait_s > 0 and not self._lost
 
     def _revive(self) -> None:
-        """Brings an agent back without making the training wait."""
-        with self._lock:
-            if self._reviving is not None and self._reviving.is_alive():
-                return
-            say("warning: the agent has gone; training goes on, another one is being started")
-            self._reviving = threading.Thread(target=self._revive_now, name="spotckpt-revive", daemon=True)
-            self._reviving.start()
-
-    def _revive_now(self) -> None:
+        """On a thread of its own."""
         try:
-            self._attach()
+            self._ensure_attached()
         except SpotckptError as error:  # said here, tried again at the next snapshot
-            self._lost = True
             say(f"warning: {error}; tried again at the next snapshot")
         except Superseded as error:
             self.superseded, self.attention = error, True
@@ -270,8 +290,10 @@ class Session:
     def _settings_fields(self) -> dict[str, float]:
         return {"stale_after_s": self.settings.stale_after_s, "call_timeout_s": self.settings.call_timeout_s}
 
-    def _on_event(self, message: Message) -> None:
-        """On the reader thread: news becomes flags."""
+    def _on_event(self, connection: int, message: Message) -> None:
+        """On the reader thread: news becomes flags. An old connection's last words say nothing of the new one."""
+        if connection != self._connections:
+            return
         match message.get("event"):
             case "notice":
                 self._on_notice(message)
@@ -288,12 +310,14 @@ class Session:
         self.attention = self.attention or message.get("event") in ("notice", "superseded", "error")
 
     def _on_notice(self, message: Message) -> None:
-        if message.get("action") == "rebalance":
-            self.early = True
+        plan = message.get("plan", "snapshot")
+        if not message.get("final"):
+            self.early = self.early or plan == "snapshot"
             return
         left = message.get("seconds_left")
         deadline = None if left is None else Deadline.after(float(left))
-        self._stop_for(Stop(f"{message.get('kind', 'spot')} notice ({message.get('action')})", deadline))
+        why = f"{message.get('kind', 'spot')} notice ({message.get('action')})"
+        self._stop_for(Stop(why, deadline, plan == "snapshot"))
 
     def _on_error(self, error: SpotckptError | StopTraining) -> None:
         if isinstance(error, Superseded):

@@ -16,8 +16,6 @@ from spotckpt.snapshot.staged import Staged
 from spotckpt.training.capture import Capture, copy_into
 from spotckpt.training.session import Session
 
-RETRY_S = 0.05
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -69,7 +67,7 @@ class Stager:
         """
         started = time.perf_counter()
         plan = layout(captured.specs)
-        slot = self._wait_for_slot(plan.data_bytes, facts.step, wait)
+        slot = self._session.slot(plan.data_bytes, facts.step, wait_s=wait.seconds_left if wait else 0.0)
         if slot is None:
             return None
         try:
@@ -87,13 +85,6 @@ class Stager:
     def close(self) -> None:
         """Forgets the slots' memory."""
         self._mappings.close()
-
-    def _wait_for_slot(self, size_bytes: int, step: int, wait: Deadline | None) -> Slot | None:
-        while True:
-            slot = self._session.slot(size_bytes, step)
-            if slot is not None or wait is None or wait.passed:
-                return slot
-            time.sleep(RETRY_S)
 
 
 def _describe(

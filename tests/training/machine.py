@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -12,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +24,38 @@ from spotckpt.agent import locks
 from spotckpt.agent.client import Client
 from spotckpt.agent.paths import SOCKET_NAME
 from tests.support.servers import wait_until
+from tests.training.forked import ROOT, SCRIPT, run_script
 
-ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 
 
-class Trainer:
-    """One process of `scripts/train.py`."""
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["tests.training.forked"])
 
-    def __init__(self, folder: Path, command: list[str], environment: Mapping[str, str]) -> None:
+
+class Trainer:
+    """One process of `scripts/train.py`: a new interpreter, or (quicker) a fork of one that has torch imported."""
+
+    def __init__(self, folder: Path, options: list[str], environment: Mapping[str, str], *, exec_python: bool) -> None:
         self._stderr, self._trace = folder / "stderr", folder / "trace"
-        with self._stderr.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [*command, f"--trace={self._trace}"], env=dict(environment), stdout=stderr, stderr=stderr, cwd=ROOT
-            )
+        argv = [str(SCRIPT), *options, f"--trace={self._trace}"]
+        self._process: subprocess.Popen[bytes] | BaseProcess
+        if exec_python:
+            with self._stderr.open("wb") as stderr:
+                self._process = subprocess.Popen([sys.executable, *argv], env=dict(environment), stderr=stderr)
+        else:
+            self._process = _PROCESSES.Process(target=run_script, args=(argv, dict(environment), str(self._stderr)))
+            self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, minus the signal's number if one killed it; None while it runs."""
+        return self._process.poll() if isinstance(self._process, subprocess.Popen) else self._process.exitcode
 
     @property
     def said(self) -> str:
@@ -58,16 +79,20 @@ class Trainer:
 
     def wait_for(self, line: str) -> None:
         def there() -> bool:
-            assert self.process.poll() is None, f"ended with {self.process.returncode} before {line!r}:\n{self.said}"
-            return line in self.trace
+            status = self.status
+            if line in self.trace:
+                return True
+            assert status is None, f"ended with {status} before {line!r}:\n{self.said}"
+            return False
 
         wait_until(there, timeout_s=PATIENCE_S, what=f"trace {line!r}")
 
     def wait_to_say(self, text: str) -> None:
         def there() -> bool:
+            status = self.status
             if text in self.said:
                 return True
-            assert self.process.poll() is None, f"ended with {self.process.returncode} before {text!r}:\n{self.said}"
+            assert status is None, f"ended with {status} before {text!r}:\n{self.said}"
             return False
 
         wait_until(there, timeout_s=PATIENCE_S, what=f"stderr {text!r}")
@@ -77,13 +102,13 @@ class Trainer:
         self._trace.with_suffix(".go").touch()
 
     def wait(self) -> int:
-        try:
-            return self.process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"did not end within {PATIENCE_S} s:\n{self.said}") from None
+        """The exit status, once it has ended."""
+        wait_until(lambda: self.status is not None, timeout_s=PATIENCE_S, what=f"the end of:\n{self.said}\n")
+        assert self.status is not None
+        return self.status
 
     def signal(self, number: int) -> None:
-        self.process.send_signal(number)
+        os.kill(self.pid, number)
 
 
 class Machine:
@@ -105,19 +130,27 @@ class Machine:
         self._agents: set[int] = set()
         self._stopped: set[int] = set()
 
-    def start(self, uri: str | None, *options: str, env: Mapping[str, str] | None = None) -> Trainer:
+    def start(
+        self, uri: str | None, *options: str, env: Mapping[str, str] | None = None, exec_python: bool = False
+    ) -> Trainer:
         """Starts a training."""
         folder = self.folder / f"trainer-{len(self.trainers)}"
         folder.mkdir()
-        command = [sys.executable, str(ROOT / "tests/training/scripts/train.py"), *options]
-        command += [f"--uri={uri}"] if uri is not None else []
-        trainer = Trainer(folder, command, {**self.environment, **(env or {})})
+        arguments = [*options, *([f"--uri={uri}"] if uri is not None else [])]
+        trainer = Trainer(folder, arguments, {**self.environment, **(env or {})}, exec_python=exec_python)
         self.trainers.append(trainer)
         return trainer
 
-    def train(self, uri: str | None, *options: str, status: int = 0, env: Mapping[str, str] | None = None) -> Trainer:
+    def train(
+        self,
+        uri: str | None,
+        *options: str,
+        status: int = 0,
+        env: Mapping[str, str] | None = None,
+        exec_python: bool = False,
+    ) -> Trainer:
         """Starts a training and waits for its end, which must be of that status."""
-        trainer = self.start(uri, *options, env=env)
+        trainer = self.start(uri, *options, env=env, exec_python=exec_python)
         ended = trainer.wait()
         assert ended == status, f"ended with {ended}, not {status}:\n{trainer.said}"
         return trainer
@@ -153,9 +186,9 @@ class Machine:
     def close(self) -> None:
         """Ends every process that was started here, the agent too."""
         for trainer in self.trainers:
-            if trainer.process.poll() is None:
-                trainer.process.kill()
-            trainer.process.wait()
+            if trainer.status is None:
+                trainer.signal(signal.SIGKILL)
+            trainer.wait()
         holder = locks.read_holder(self.spool)
         for pid in {*self._agents, *([holder.pid] if holder else [])}:
             if _is_ours(pid, self.runtime):
@@ -188,7 +221,11 @@ class Bucket:
             found = fs.find(root, detail=True)
         except FileNotFoundError:
             return {}
-        return {path.removeprefix(f"{root}/"): _version(fs, info) for path, info in found.items()}
+        return {
+            path.removeprefix(f"{root}/"): _version(fs, info)
+            for path, info in found.items()
+            if "/.tmp-" not in path  # LocalStore's own, gone in a moment
+        }
 
     def read(self, key: str) -> bytes:
         fs, root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False, skip_instance_cache=True, **self._options)
@@ -196,8 +233,6 @@ class Bucket:
 
     def record(self, key: str) -> dict[str, Any]:
         """The body of one of our JSON objects."""
-        import json
-
         return dict(json.loads(self.read(key))["body"])
 
     def manifests(self) -> list[dict[str, Any]]:

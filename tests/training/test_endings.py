@@ -43,7 +43,7 @@ def reasons(bucket: Bucket) -> list[str]:
 def test_returning_commits_the_final_snapshot_and_a_restart_changes_nothing(here: Machine, s3_env: S3Env) -> None:
     here.environment.update(s3_env.environment)
     bucket = Bucket(s3_env.uri)
-    first = here.train(bucket.uri)
+    first = here.train(bucket.uri, exec_python=True)
     assert first.said.startswith(f"spotckpt: new run {bucket.uri} (attempt 1)\n")
     last = bucket.manifests()[-1]
     assert (last["reason"], last["finished"], last["step"]) == ("final", True, STEPS)
@@ -81,7 +81,7 @@ def test_system_exit_keeps_its_status_and_is_never_final(here: Machine, bucket: 
 
 
 def test_ctrl_c_is_an_exception_like_others(here: Machine, bucket: Bucket) -> None:
-    trainer = here.start(bucket.uri, "--at=3", "--act=hold")
+    trainer = here.start(bucket.uri, "--at=3", "--act=hold", exec_python=True)
     trainer.wait_for("holding")
     trainer.signal(signal.SIGINT)
     assert trainer.wait() == -signal.SIGINT
@@ -199,7 +199,7 @@ def test_training_goes_on_without_its_agent_and_a_new_one_commits(here: Machine,
     wait_until(
         lambda: any(m["step"] > killed_at + 1 for m in bucket.manifests()), timeout_s=60, what="a later snapshot"
     )
-    assert trainer.process.poll() is None
+    assert trainer.status is None
     trainer.signal(signal.SIGTERM)
     assert trainer.wait() == 75
     assert bucket.attempts() == [1]
