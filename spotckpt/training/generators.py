@@ -48,7 +48,7 @@ def _walk(value: object, path: str, depth: int, seen: set[int]) -> Iterator[tupl
                 yield from _walk(item, f"{path}[{index}]", depth + 1, seen)
     else:
         for name, item in list(getattr(value, "__dict__", {}).items()):
-            # A DataLoader's running iterator holds its sampler, its dataset and process handles: nothing of its own.
+            # A DataLoader's running iterator is there only sometimes, and paths must be the same in each process.
             if name != "_iterator":
                 yield from _walk(item, f"{path}.{name}" if path else name, depth + 1, seen)
 

@@ -27,7 +27,7 @@ def capture_rng() -> dict[str, Any]:
     """
     state: dict[str, Any] = {"python": capture_generator(random._inst)}
     if "numpy.random" in sys.modules:
-        state["numpy"] = _legacy_state(np.random.get_state(legacy=False))
+        state["numpy"] = np.random.get_state(legacy=False)
     state["torch"] = torch.get_rng_state().numpy()
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = [device.numpy() for device in torch.cuda.get_rng_state_all()]
@@ -68,7 +68,7 @@ def capture_generator(generator: Generator) -> dict[str, Any]:
     if isinstance(generator, np.random.Generator):
         return {"kind": "numpy", "state": generator.bit_generator.state}
     if isinstance(generator, np.random.RandomState):
-        return {"kind": "numpy-legacy", "state": _legacy_state(generator.get_state(legacy=False))}
+        return {"kind": "numpy-legacy", "state": generator.get_state(legacy=False)}
     version, words, gauss = generator.getstate()
     return {"kind": "python", "version": version, "words": np.array(words, np.uint64), "gauss": gauss}
 
@@ -100,11 +100,6 @@ def kind_of_generator(generator: Generator) -> str:
     if isinstance(generator, np.random.Generator):
         return "numpy"
     return "numpy-legacy" if isinstance(generator, np.random.RandomState) else "python"
-
-
-def _legacy_state(state: Any) -> dict[str, Any]:
-    # numpy hands out its own array here; later draws write into it.
-    return {**state, "state": {**state["state"], "key": np.array(state["state"]["key"])}}
 
 
 def _plain_numpy(state: Any) -> Any:
