@@ -166,7 +166,7 @@ class Plateau:
                 run.log("train", loss=self._step(x, y))
                 pause(run)
             run.log("valid", loss=evaluate(self.model, self.data))
-            recent = list(run.history["valid"]["loss"])[-3:]
+            recent = run.history["valid"]["loss"][-3:]
             self.scheduler.step(sum(recent) / len(recent))
         return self._outcome(list(run.history["train"]["loss"]), list(run.history["valid"]["loss"]))
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.bitexact.bucket import Files, S3Objects
 from tests.bitexact.cases import CASES
 from tests.bitexact.harness import Options, Trial
 from tests.bitexact.outcome import Dump, differences
+from tests.support.servers import S3Env
 
 OPTIONS = {
     "plateau": Options(every="0s"),
@@ -25,14 +27,21 @@ def assert_same(plain: Dump, spot: Dump) -> None:
     assert not found, f"{len(found)} differences: " + "\n".join(found[:20])
 
 
-def a_trial(case: str, folder: Path, options: Options | None = None, uri: str = "") -> Trial:
+def a_trial(case: str, folder: Path, options: Options | None = None) -> Trial:
     """On local files, with a seed of the case's own."""
-    return Trial(case, uri or f"file://{folder}/bucket/run", folder, seed=zlib.crc32(case.encode()), options=options)
+    return Trial(case, Files(folder / "bucket" / "run"), folder, seed=zlib.crc32(case.encode()), options=options)
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if name != "accumulation"])
 def test_ends_as_the_plain_training(case: str, tmp_path: Path) -> None:
     trial = a_trial(case, tmp_path, OPTIONS.get(case))
+    plain = trial.train_plainly()
+    assert_same(plain, trial.train_on_spot(kills=3))
+
+
+@pytest.mark.parametrize("case", ["adamw_fused", "worker_augmentation"])
+def test_ends_as_the_plain_training_from_s3(case: str, tmp_path: Path, s3_env: S3Env) -> None:
+    trial = Trial(case, S3Objects(s3_env), tmp_path, seed=3, options=Options(delay_s=0.04, every="0s"))
     plain = trial.train_plainly()
     assert_same(plain, trial.train_on_spot(kills=3))
 
@@ -64,8 +73,8 @@ def test_a_finished_training_started_again_ends_the_same_and_writes_nothing(tmp_
     trial = a_trial("batchnorm", tmp_path, Options(delay_s=0))
     plain = trial.train_plainly()
     assert_same(plain, trial.finish(trial.start()))
-    before = [trial.bucket.names(folder) for folder in ("attempts", "snapshots", "packs")]
+    before = trial.bucket.keys()
     again = trial.start()
     assert_same(plain, trial.finish(again))
     assert again.trace is None
-    assert [trial.bucket.names(folder) for folder in ("attempts", "snapshots", "packs")] == before
+    assert trial.bucket.keys() == before
