@@ -44,7 +44,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     code = (
         "import sys; from spotckpt.store.local import LocalStore\n"
         "store = LocalStore(sys.argv[1])\n"
-        "for n in range(200): store.put('beat', [str(n % 10).encode() * 100_000])\n"
+        "for n in range(60): store.put('beat', [str(n % 10).encode() * 100_000])\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as writer:
         seen = set()
