@@ -56,7 +56,8 @@ class Catalog:
     @property
     def highest(self) -> int:
         """The highest attempt that left a record, 0 if none."""
-        return max([*self.claims, *self.bases, *self.heartbeats], default=0)
+        damaged = [key.attempt for key in map(parse_key, self.problems) if key]
+        return max([*self.claims, *self.bases, *self.heartbeats, *damaged], default=0)
 
     def of_attempt(self, attempt: int) -> list[SnapshotId]:
         """The attempt's snapshots, newest first; one that is missing stands where it should be."""

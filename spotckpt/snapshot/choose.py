@@ -215,10 +215,9 @@ def _no_such(selector: Selector, ids: Sequence[SnapshotId], catalog: Catalog) ->
 
 
 def _require_accounted(catalog: Catalog, before: int) -> None:
-    strays = sorted(one for one in catalog.snapshots if one.attempt >= before and one.attempt not in catalog.claims)
-    own = sorted(one for one in catalog.snapshots if one.attempt == before)
-    if strays or own:
+    strays = [one for one in catalog.snapshots if one.attempt == before or one.attempt > catalog.highest]
+    if strays:
         raise NothingRestorable(
-            f"{manifest_key((own or strays)[0])} is there before attempt {before} has begun: the claims were deleted",
+            f"{manifest_key(min(strays))} is there before attempt {before} has begun: the claims were deleted",
             hint="put attempts/ back, or use another run address",
         )

@@ -426,5 +426,6 @@ def test_a_wrong_wall_clock_changes_no_order(store: Store, skew: float) -> None:
             )
     expected = (sid(2, 2, 98), sid(2, 1, 99), sid(1, 2, 98), sid(1, 1, 99))
     assert choose(read_catalog(store, before=3), 3).candidates == expected
-    clock = FakeClock(wall=0.0)
+    clock = FakeClock()
+    clock.on_sleep = lambda: setattr(clock, "wall_time", 1.7e9 + (skew if clock.wall_time < 1.7e9 + 100 else 0))
     assert wait(store, clock) == 2 and 60 < clock.now() - 1000 < 66, "staleness is by our own boot-time clock"

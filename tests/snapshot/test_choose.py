@@ -259,6 +259,10 @@ def test_a_lost_claim_matters_only_if_its_selector_does() -> None:
 
 
 def test_snapshots_that_no_claim_accounts_for_are_never_overwritten_by_a_fresh_start() -> None:
+    mine = catalog([*A, sid(2, 1)], {1: None, 2: A[3]}, {3: "newest"})
+    assert choose(mine, 3).candidates[0] == sid(2, 1)
+    with raises_naming(NothingRestorable, str(sid(2, 1))):
+        choose(mine, 2)
     for ids in ([sid(1, 3)], [sid(4, 1)]):
         with raises_naming(NothingRestorable, str(ids[0]), "claims were deleted"):
             newest(ids, {}, before=1)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from blake3 import blake3
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spotckpt.errors import Corrupt, EncodeError, FutureFormat, LimitExceeded
@@ -13,7 +13,8 @@ from tests.snapshot.bucket import raises_naming
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
 )
 
 
@@ -21,7 +22,8 @@ def sealed(body: bytes) -> bytes:
     return b'{"blake3":"%s","body":%s}' % (blake3(body).hexdigest().encode(), body)
 
 
-@given(st.dictionaries(st.text().filter(lambda name: name != "format"), plain))
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.text(max_size=8).filter(lambda name: name != "format"), plain, max_size=3))
 def test_round_trip_and_the_whole_is_json(body: dict) -> None:
     data = wrap(body)
     assert unwrap(data, key="k", limit_bytes=len(data)) == body

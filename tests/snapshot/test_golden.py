@@ -1,4 +1,4 @@
-"""A run that an earlier version wrote stays readable. A new format gets a golden run of its own; none is ever changed."""
+"""A run that an earlier version wrote stays readable. A new format gets a golden run of its own; none is changed."""
 
 from __future__ import annotations
 

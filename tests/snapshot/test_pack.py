@@ -16,6 +16,7 @@ from spotckpt.snapshot.keys import pack_key, part_key
 from spotckpt.snapshot.pack import (
     ITEM_BYTES,
     MAX_HEADER_BYTES,
+    MAX_TENSORS,
     header_length,
     layout,
     read_header,
@@ -193,7 +194,10 @@ def test_a_staged_that_contradicts_itself_is_corrupt(change: dict) -> None:
 @pytest.mark.fault(70)
 def test_a_hundred_thousand_tensors_are_read() -> None:
     snapshot = sid(1, 2)
-    chunk = Chunk(0, 800, 4, (), (), digest(b"x"))
-    table = tuple(TensorEntry(f"t{i}", "F32", (), None, (chunk,)) for i in range(100_000))
-    data = Part(snapshot, 0, (pack_key(snapshot),), {}, table).to_bytes()
+    chunk = {"pack": 0, "offset": 800, "length": 4, "start": [], "shape": [], "digest": digest(b"x")}
+    one_of_them = {"name": "t", "dtype": "F32", "shape": [], "stride": None, "chunks": [chunk]}
+    body = {"snapshot": str(snapshot), "rank": 0, "packs": [pack_key(snapshot)], "tree": {}}
+    data = wrap({**body, "tensors": [one_of_them] * 100_000})
     assert len(Part.from_bytes(data, key=part_key(snapshot)).tensors) == 100_000
+    with raises_naming(LimitExceeded, part_key(snapshot)):
+        Part.from_bytes(wrap({**body, "tensors": [0] * (MAX_TENSORS + 1)}), key=part_key(snapshot))

@@ -479,6 +479,32 @@ def test_a_part_of_another_snapshot_is_corrupt(two: Store) -> None:
         read_part(two, read_manifest(two, sid(1, 2)))
 
 
+@pytest.mark.fault(65)
+def test_a_part_that_is_whole_but_not_the_one_committed_is_corrupt(two: Store) -> None:
+    from dataclasses import replace
+
+    manifest = read_manifest(two, sid(1, 2))
+    part = read_part(two, manifest)
+    for other in (replace(part, tree={}), replace(part, tensors=part.tensors[:1])):
+        path_of(two, part_key(sid(1, 2))).write_bytes(other.to_bytes())
+        with raises_naming(Corrupt, part_key(sid(1, 2))):
+            read_part(two, manifest)
+
+
+@pytest.mark.fault(66)
+def test_missing_objects_are_corrupt_and_named(two: Store) -> None:
+    manifest = read_manifest(two, sid(1, 2))
+    part = read_part(two, manifest)
+    for name, look in (
+        (pack_key, lambda: read_tensors(two, part)),
+        (part_key, lambda: read_part(two, manifest)),
+        (manifest_key, lambda: read_manifest(two, sid(1, 2))),
+    ):
+        path_of(two, name(sid(1, 2))).unlink()
+        with raises_naming(Corrupt, name(sid(1, 2)), "missing"):
+            look()
+
+
 def test_many_manifests_and_the_metrics_in_them(two: Store) -> None:
     save(two, sid(1, 3), evaluated={"valid/top1": 0.5})
     path_of(two, manifest_key(sid(1, 1))).write_bytes(b"x")
