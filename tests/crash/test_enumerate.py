@@ -10,6 +10,7 @@ import pytest
 
 from spotckpt.errors import OutcomeUnknown, StoreError, Unavailable
 from tests.crash.conftest import NewRun
+from tests.crash.schedule import is_shared
 from tests.crash.world import RAW, REAL, Actor, Protocol, World, recover
 from tests.support.faulty_store import Crash, Faults, Kind, enumerate_faults
 
@@ -41,7 +42,7 @@ def play(new_run: NewRun, before: Before, faults: Faults, *, protocol: Protocol 
     before(world)
     error = Actor(world, faults).live()
     assert (error is None) == (not faults.fired), f"{faults}: {error!r}"
-    for _ in range(2):
+    for _ in range(2 if before is crashed else 1):
         actor = recover(world)
         world.dead.add(actor.holder.agent_pid)
     shutil.rmtree(world.root)
@@ -62,10 +63,12 @@ def test_killed_at_every_operation(new_run: NewRun, before: Before, kind: Kind) 
 def test_killed_at_every_operation_when_nobody_knows_who_is_dead(new_run: NewRun) -> None:
     def scenario(faults: Faults) -> None:
         world = World(new_run(), knows_the_dead=False)
-        ended_well = Actor(world, faults).live() is None
+        Actor(world, faults).live()
         claimed = (world.root / "attempts/0001.json").exists()
+        heartbeat = world.root / "attempts/0001.heartbeat.json"
+        released = heartbeat.exists() and b'"released":true' in heartbeat.read_bytes()
         recover(world)
-        assert any("no sign of life" in line for line in world.said) == (claimed and not ended_well)
+        assert any("no sign of life" in line for line in world.said) == (claimed and not released)
 
     enumerate_faults(Kind.DIE_AFTER, scenario)
 
@@ -136,14 +139,18 @@ def test_request_in_flight_lands_at_any_time_after_the_death(new_run: NewRun, be
     """What a client that died had sent may be carried out later: between any two reads or claims of the next one."""
     operations = enumerate_faults(Kind.DIE_IN_FLIGHT, lambda faults: _dies(World(new_run()), before, faults))
     for number, operation in enumerate(operations, 1):
-        if operation.split()[0] not in ("create", "put"):
+        if not _may_matter_late(operation) or (before is released and "run.json" in operation):
             continue
         landing, trace = 1, ["the first"]
         while landing <= len(trace):
             trace = _lands(World(new_run()), before, Faults(Kind.DIE_IN_FLIGHT, number), landing)
             landing += 1
-            while landing <= len(trace) and trace[landing - 1].split()[0] not in ("create", "list", "read", "stat"):
+            while landing <= len(trace) and not is_shared(trace[landing - 1]):
                 landing += 1
+
+
+def _may_matter_late(operation: str) -> bool:
+    return operation.split(maxsplit=1)[0] in ("create", "put") and is_shared(operation)
 
 
 def _dies(world: World, before: Before, faults: Faults) -> None:
@@ -183,9 +190,9 @@ def test_killed_again_during_the_recovery(new_run: NewRun, before: Before) -> No
     kinds = (Kind.DIE_BEFORE, Kind.DIE_AFTER)
 
     def scenario(first: Faults) -> None:
-        number = 1 + first.at % 4
-        while _twice(World(new_run()), before, first_again(first), Faults(kinds[number // 4 % 2], number)):
-            number += 4
+        number = 1 + first.at % 7
+        while _twice(World(new_run()), before, first_again(first), Faults(kinds[number // 7 % 2], number)):
+            number += 7
         _dies(World(new_run()), before, first)
 
     def first_again(first: Faults) -> Faults:
@@ -208,10 +215,10 @@ def _twice(world: World, before: Before, first: Faults, second: Faults) -> bool:
 def test_rewind_stays_in_force_wherever_it_is_cut(new_run: NewRun) -> None:
     for again in ("newest", "step=1"):
         for kind in (Kind.DIE_BEFORE, Kind.DIE_AFTER):
-            enumerate_faults(kind, lambda faults, again=again: _rewinds(World(new_run()), faults, again))  # type: ignore[misc]
+            enumerate_faults(kind, lambda faults, again=again: rewind(World(new_run()), faults, again))  # type: ignore[misc]
 
 
-def _rewinds(world: World, faults: Faults, again: str) -> None:
+def rewind(world: World, faults: Faults, again: str) -> None:
     assert Actor(world).live(saves=3) is None
     Actor(world, faults).live(saves=1, selector="step=1")
     rewound = (world.root / "attempts/0002.json").exists()
@@ -234,23 +241,24 @@ def _rewinds(world: World, faults: Faults, again: str) -> None:
 @pytest.mark.fault(67)
 @pytest.mark.parametrize("damage", ["pack", "part", "manifest", "no pack", "no part"])
 def test_damaged_base_gives_way_to_the_next_and_says_so(new_run: NewRun, damage: str) -> None:
-    def scenario(faults: Faults) -> None:
-        world = World(new_run())
-        assert Actor(world).live(saves=3) is None
-        second = Actor(world)
-        second.start()
-        world.dead.add(second.holder.agent_pid)
-        damaged = _damage(world.root, str(second.restored), damage)
-        world.damaged.add(str(second.restored))
-        Actor(world, faults).live(saves=1)
-        actor = recover(world)
-        if faults.fired:
-            assert actor.step == 4 if actor.restored and actor.restored.step == 3 else 3
-        told = [line for line in world.said if str(second.restored) in line]
-        assert told, world.said
-        assert damaged in told[0]
+    enumerate_faults(Kind.DIE_AFTER, lambda faults: damaged_base(World(new_run()), faults, damage))
 
-    enumerate_faults(Kind.DIE_AFTER, scenario)
+
+def damaged_base(world: World, faults: Faults, damage: str) -> None:
+    """An attempt records its base, the base is damaged, and the next restart is cut before the one that is judged."""
+    assert Actor(world).live(saves=3) is None
+    second = Actor(world)
+    second.start()
+    world.dead.add(second.holder.agent_pid)
+    base = str(second.restored)
+    damaged = _damage(world.root, base, damage)
+    world.damaged.add(base)
+    if faults.at:
+        Actor(world, faults).live(saves=1)
+    recover(world)
+    told = [line for line in world.said if base in line]
+    assert told, world.said
+    assert damaged in told[0]
 
 
 def _damage(root: Path, snapshot: str, damage: str) -> str:
