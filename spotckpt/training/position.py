@@ -5,51 +5,26 @@ earlier. So a loop remembers the generators' state at its start. A resume sets t
 and drops the batches that were consumed, and sets the state of the snapshot.
 
 A program is resumed by running it again: loops that were over at the snapshot yield nothing, the one that was running
-goes on, and when it does the loops have *arrived*. Loops are told apart by their place (`_Place`).
+goes on, and when it does the loops have *arrived*. Loops are told apart by their place (`places.Place`).
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from types import GeneratorType
 from typing import Any, Generic, Literal, TypeVar
 
 from spotckpt.errors import MismatchError, UsageError
 from spotckpt.training import replay
 from spotckpt.training.generators import Generators
+from spotckpt.training.places import Place, Target
 from spotckpt.training.rng import Generator
 
 T = TypeVar("T")
 
 Resume = Literal["replay", "skip"]
-
-
-@dataclass(frozen=True, order=True)
-class _Place:
-    """Ordered as the program passes through.
-
-    Attributes:
-        loop: how many `epochs` loops began.
-        epoch: of the newest of them.
-        over: whether that one is over.
-        calls: how many `batches` and `steps` loops ended in this epoch, or outside of epochs since.
-    """
-
-    loop: int = 0
-    epoch: int = 0
-    over: bool = False
-    calls: int = 0
-
-    @property
-    def slot(self) -> str:
-        """The place without the epoch: where the same loader is met in each epoch."""
-        return f"{self.loop}.{int(self.over)}.{self.calls}"
-
-    def __str__(self) -> str:
-        where = f"after epochs loop {self.loop}" if self.over else f"epoch {self.epoch}"
-        return f"{where}, loop {self.calls + 1}"
 
 
 class Batches(Generic[T]):
@@ -82,7 +57,7 @@ class Position:
         self._tell = say
         self._progress = progress
         self._generators = Generators(self._say)
-        self._place = _Place()
+        self._place = Place()
         self._left_by = ""
         self._active: dict[str, Any] | None = None
         self._ended_steps: dict[str, int] | None = None
@@ -92,7 +67,7 @@ class Position:
         self._token: object = None
         self._in_epochs = False
         self._in_body = False
-        self._target: _Target | None = None
+        self._target: Target | None = None
 
     @property
     def epoch(self) -> int:
@@ -133,8 +108,8 @@ class Position:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes over a decoded `state()`; before the first loop. The loops then lead there."""
-        assert self._place == _Place(), "a position is loaded before the first loop"
-        self._target = _Target(state)
+        assert self._place == Place(), "a position is loaded before the first loop"
+        self._target = Target(state)
         self._generators.load(state["generators"])
         self._warm = set(state["warm"])
 
@@ -168,7 +143,7 @@ class Position:
                 yield self._place.epoch
                 if not self._in_epochs:
                     return
-                self._move(_Place(self._place.loop, self._place.epoch + 1))
+                self._move(Place(self._place.loop, self._place.epoch + 1))
                 self._check_not_passed()
                 on_epoch_end()
         except GeneratorExit:
@@ -183,7 +158,7 @@ class Position:
             raise UsageError("run.epochs inside another loop of the run", hint="use a plain range for the inner loop")
         self._move(self._place)
         self._check_not_passed()
-        place = _Place(self._place.loop + 1)
+        place = Place(self._place.loop + 1)
         self._in_epochs = True
         self._left_by = ""
         target = self._target
@@ -194,8 +169,8 @@ class Position:
         else:
             self._enter_target_epoch(target, num_epochs)
 
-    def _enter_target_epoch(self, target: _Target, num_epochs: int) -> None:
-        place = _Place(target.place.loop, target.place.epoch)
+    def _enter_target_epoch(self, target: Target, num_epochs: int) -> None:
+        place = Place(target.place.loop, target.place.epoch)
         more = num_epochs > place.epoch
         if target.place.over and not (more and target.left_by == "end"):
             self._leave_epochs(target.left_by, place)
@@ -206,7 +181,7 @@ class Position:
         else:
             self._move(place)
 
-    def _leave_epochs(self, how: str, place: _Place | None = None) -> None:
+    def _leave_epochs(self, how: str, place: Place | None = None) -> None:
         self._in_epochs = False
         self._left_by = how
         self._move(replace(place or self._place, over=True, calls=0))
@@ -326,7 +301,7 @@ class Position:
         self.arrive()
         return count
 
-    def _move(self, place: _Place) -> None:
+    def _move(self, place: Place) -> None:
         """Goes to a place between loops, and arrives if it is the loaded one."""
         if place.calls == 0:
             self._ended_steps = None
@@ -401,29 +376,3 @@ class Position:
         if text not in self._said:
             self._said.add(text)
             self._tell(text)
-
-
-class _Target:
-    """A loaded position."""
-
-    def __init__(self, state: Mapping[str, Any]) -> None:
-        self.state = state
-        self.place = _Place(**state["place"])
-        self.left_by: str = state["left_by"]
-        self.active: Mapping[str, Any] | None = state["active"]
-        self.ended_steps: dict[str, int] | None = state["ended_steps"]
-
-    def count(self, kind: str) -> int:
-        """How much of the active loop was consumed.
-
-        Raises:
-            MismatchError: that loop is of the other kind.
-        """
-        if self.active is None:
-            return 0
-        if self.active["kind"] != kind:
-            raise MismatchError(
-                f"data position: the snapshot was taken in run.{self.active['kind']}, here is run.{kind}",
-                hint="resume with the loops that the snapshot was taken in, or start afresh with @start",
-            )
-        return int(self.active["count"])
