@@ -38,6 +38,7 @@ class Trainer:
 
     def __init__(self, folder: Path, options: list[str], environment: Mapping[str, str], *, exec_python: bool) -> None:
         self._stderr, self._trace = folder / "stderr", folder / "trace"
+        self._stderr.touch()
         argv = [str(SCRIPT), *options, f"--trace={self._trace}"]
         self._process: subprocess.Popen[bytes] | BaseProcess
         if exec_python:

@@ -43,7 +43,7 @@ def reasons(bucket: Bucket) -> list[str]:
 def test_returning_commits_the_final_snapshot_and_a_restart_changes_nothing(here: Machine, s3_env: S3Env) -> None:
     here.environment.update(s3_env.environment)
     bucket = Bucket(s3_env.uri)
-    first = here.train(bucket.uri, exec_python=True)
+    first = here.train(bucket.uri)
     assert first.said.startswith(f"spotckpt: new run {bucket.uri} (attempt 1)\n")
     last = bucket.manifests()[-1]
     assert (last["reason"], last["finished"], last["step"]) == ("final", True, STEPS)
@@ -70,7 +70,7 @@ def test_an_exception_keeps_its_traceback_and_captures_nothing(here: Machine, bu
     resumed = here.train(bucket.uri)
     assert resumed.steps == list(range(3, STEPS))
     assert resumed.end == plain
-    assert f"(step 3, epoch 0, batch 3), attempt 2" in resumed.said.splitlines()[0]
+    assert "(step 3, epoch 0, batch 3), attempt 2" in resumed.said.splitlines()[0]
 
 
 def test_system_exit_keeps_its_status_and_is_never_final(here: Machine, bucket: Bucket) -> None:
