@@ -19,7 +19,7 @@ from spotckpt.agent.protocol import Message
 from spotckpt.agent.run import Run
 from spotckpt.agent.spool import RunSpool, Spool, Token
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
-from spotckpt.errors import AgentError, UsageError
+from spotckpt.errors import AgentError, SpotckptError, UsageError
 from spotckpt.notices.notice import Notice
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.records import Base, Holder
@@ -87,7 +87,11 @@ class Agent:
             if here and token.pid_namespace != pid_namespace():
                 trainer = None
             _LOG.info("attempt %d of %s is taken over from an agent that ended", token.attempt, token.uri)
-            run = self._add(spool, trainer, None, self._holder_of(token, trainer), adopted=True)
+            try:
+                run = self._add(spool, trainer, None, self._holder_of(token, trainer), adopted=True)
+            except SpotckptError as error:
+                _LOG.error("attempt %d of %s cannot be taken over: %s", token.attempt, token.uri, error)
+                continue
             if trainer is not None and not (here and trainer.alive):
                 run.leave()
 

@@ -190,13 +190,22 @@ class Run:
                 self._require_open()
                 if not self.token.based:
                     raise AgentError(f"{self.uri}: no slot before the base is recorded", hint="send 'base' first")
-                slot = self.spool.lend(
-                    size_bytes, step=step, most=self._options.slots, reserve_bytes=self._options.reserve_bytes
-                )
+                slot = self._lend(size_bytes, step)
                 if slot is not None or deadline.passed:
                     self._snapshot_bytes = size_bytes
                     return slot
                 self._changed.wait(min(deadline.seconds_left, _IDLE_LOOK_S))
+
+    def _lend(self, size_bytes: int, step: int) -> SpoolSlot | None:
+        try:
+            return self.spool.lend(
+                size_bytes, step=step, most=self._options.slots, reserve_bytes=self._options.reserve_bytes
+            )
+        except OSError as error:
+            raise SpoolError(
+                f"{self.spool.path} cannot be used: {error.strerror} ({error.filename})",
+                hint="make room there, or set SPOTCKPT_SPOOL to another directory",
+            ) from error
 
     def abort(self, generation: int) -> None:
         """Frees a slot that was granted and not sealed; nothing if there is no such grant."""

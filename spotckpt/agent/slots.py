@@ -144,10 +144,12 @@ class Mappings:
         Raises:
             SpoolError: as `Slot.map`.
         """
-        known = self._mapped.get(slot.data_path)
+        # by slot, not by file: when a slot's file moves, the memory of the old one must go
+        known = self._mapped.get(slot.path)
         if known is None or known[0] != _identity(slot.data_path):
+            self._mapped.pop(slot.path, None)
             mapped = slot.map()
-            self._mapped[slot.data_path] = (_identity(slot.data_path), mapped)
+            self._mapped[slot.path] = (_identity(slot.data_path), mapped)
         else:
             remove_durably(slot.path / SEAL_NAME)
             mapped = known[1]

@@ -111,8 +111,9 @@ class Ec2Metadata:
                 self._shown[path] = self._look(path, parser)
             except _Trouble as trouble:
                 state, detail = trouble.state, str(trouble)
-                if state in ("absent", "disabled"):
-                    self._shown.clear()
+                if not self._token:  # the other paths would wait for one in vain, too
+                    if state in ("absent", "disabled"):
+                        self._shown.clear()
                     break
         notices = tuple(notice for found in self._shown.values() for notice in found)
         return Poll(notices, state, detail)

@@ -26,7 +26,6 @@ from spotckpt.errors import SpotckptError, StopTraining
 from spotckpt.snapshot.pack import layout
 from spotckpt.snapshot.part import Chunk, TensorEntry
 from spotckpt.snapshot.staged import Staged
-from spotckpt.store.open import aws_environment
 
 _WRITING = threading.Lock()
 
@@ -80,7 +79,8 @@ class Trainer:
     def do_call(self, command: dict[str, Any]) -> dict[str, Any]:
         fields = dict(command["fields"])
         if command["op"] in ("open", "attach"):
-            fields.setdefault("environment", aws_environment())
+            own = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+            fields.setdefault("environment", own)
         return self.client.call(command["op"], timeout=command.get("timeout", 60), **fields)
 
     def do_stage(self, command: dict[str, Any]) -> dict[str, Any]:

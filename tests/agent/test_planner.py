@@ -35,6 +35,7 @@ def _final(in_s: float | None, action: Action = "terminate") -> Notice:
         ((_final(-10), _NOW), False, "stop", "beyond the reserve"),
         # malformed time or hibernate without one: never 120 s, but at once
         ((_final(None), _NOW, 200 * _MB, 500 * _MB, 10e6), True, "snapshot", "at an unknown time"),
+        ((_final(None), _NOW, 1000 * _MB, 500 * _MB, 10e6), True, "snapshot", "nobody says when"),
         ((_final(None, "hibernate"), _NOW, 0, 500 * _MB, 10e6), False, "snapshot", "at an unknown time"),
         ((_final(40, "hibernate"), _NOW, 0, 500 * _MB, 10e6), False, "stop", "50.0 s of 35.0 s"),
         # nothing measured yet
