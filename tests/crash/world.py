@@ -121,7 +121,8 @@ class World:
     """One run, and what its callers were told.
 
     Attributes:
-        root: the run's directory.
+        root: the run's directory, unless there is `inner`.
+        inner: the store of all actors.
         acknowledged: ids, in the order in which `commit` returned, since the last rewind.
         num_acknowledged: how many ever.
         winners: attempt numbers in the order in which claims were won.
@@ -142,13 +143,18 @@ class World:
     late: list[str] = field(default_factory=list)
     rewound: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    inner: Store | None = None
     pids: Any = field(default_factory=lambda: itertools.count(1000))
+
+    @property
+    def uri(self) -> str:
+        return f"file://{self.root}" if self.inner is None else self.inner.uri
 
     def check(self) -> checker.Id | None:
         """The independent checker's judgement; returns what a plain restart must choose."""
         if len(set(self.winners)) < len(self.winners):
             raise checker.Violation(f"an attempt had two winners: {self.winners}")
-        return checker.check(f"file://{self.root}", self.acknowledged, damaged=self.damaged)
+        return checker.check(self.uri, self.acknowledged, damaged=self.damaged)
 
     def alive(self, holder: Holder) -> bool | None:
         return holder.agent_pid not in self.dead if self.knows_the_dead else None
@@ -162,7 +168,8 @@ class Actor:
         self.protocol = world.protocol
         self.faults = faults or Faults()
         self.clock = ActorClock(gate)
-        self.faulty = FaultyStore(LocalStore(str(world.root), clock=self.clock), self.faults, gate=gate)
+        inner = world.inner or LocalStore(str(world.root), clock=self.clock)
+        self.faulty = FaultyStore(inner, self.faults, gate=gate)
         self.faulty.clock = self.clock
         self.store = self.protocol.wrap(self.faulty)
         self.holder = Holder(host="here", boot_id="boot", pid_namespace="pid:[1]", agent_pid=next(world.pids))
