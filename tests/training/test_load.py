@@ -1,0 +1,38 @@
+"""Reading from a snapshot downloads and checks only what is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import spotckpt
+from spotckpt.errors import NothingRestorable, SnapshotError
+from tests.training.machine import Bucket, Machine, machine
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Machine]:
+    with machine() as found:
+        yield found
+
+
+def test_damage_elsewhere_does_not_matter_and_damage_here_does(here: Machine, tmp_path: Path) -> None:
+    bucket = Bucket(f"file://{tmp_path}/run")
+    here.train(bucket.uri, "--every=1h", "--epochs=1")
+    (pack,) = (tmp_path / "run" / "packs").glob("*/*.safetensors")
+    part = bucket.record(str(pack.with_suffix(".json").relative_to(tmp_path / "run")))
+    (moment,) = [entry for entry in part["tensors"] if entry["name"].endswith("state/0/momentum_buffer")]
+    data = bytearray(pack.read_bytes())
+    data[moment["chunks"][0]["offset"]] ^= 1
+    pack.write_bytes(data)
+    assert "0.weight" in spotckpt.load(bucket.uri, only="model")["model"]
+    with pytest.raises(SnapshotError, match="momentum_buffer"):
+        spotckpt.load(bucket.uri)
+
+
+def test_an_empty_place_is_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(NothingRestorable, match="holds no snapshot"):
+        spotckpt.load(f"file://{tmp_path}/nothing")
+    assert not (tmp_path / "nothing").exists()
