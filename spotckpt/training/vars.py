@@ -14,8 +14,8 @@ Say = Callable[[str], None]
 class Vars(MutableMapping[str, Any]):
     """Values by name. What a snapshot cannot hold is refused at the assignment, with its path.
 
-    `setdefault` keeps a restored value. Assigning one before the first boundary throws away what was restored, which is
-    rarely meant: that is said once per name.
+    `setdefault` keeps a restored value. Assigning one unread before the first boundary throws away what was restored,
+    which is rarely meant: that is said once per name. (A counter reads its value before it assigns one.)
 
     Args:
         check: called with the path and the value; raises EncodeError.
@@ -42,6 +42,7 @@ class Vars(MutableMapping[str, Any]):
         return dict(self._values)
 
     def __getitem__(self, name: str) -> Any:
+        self._restored.discard(name)
         return self._values[name]
 
     def __setitem__(self, name: str, value: Any) -> None:

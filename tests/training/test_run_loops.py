@@ -104,17 +104,19 @@ def test_tracking_refuses_what_no_snapshot_can_hold_and_names_twice() -> None:
             run.track(settings={"fn": lambda: None})
 
 
-def test_restored_values_survive_setdefault_and_a_reassignment_is_remarked_once() -> None:
+def test_restored_values_survive_setdefault_and_assigning_them_unread_is_remarked_once() -> None:
     said: list[str] = []
     values = Vars(lambda path, value: None, said.append)
-    values.restore({"patience": 3, "seen": 9})
+    values.restore({"patience": 3, "best": 0.5, "seen": 9, "late": 2})
     assert values.setdefault("patience", 0) == 3
-    assert said == []
     values["patience"] = 0
-    values["patience"] = 1
-    assert len(said) == 1 and "vars['patience'] was restored" in said[0]
+    values["seen"] += 1
+    assert said == []
+    values["best"] = 0.0
+    values["best"] = 1.0
+    assert len(said) == 1 and "vars['best'] was restored" in said[0]
     values.settle()
-    values["seen"] = 1
+    values["late"] = 1
     assert len(said) == 1
 
 
