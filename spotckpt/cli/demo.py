@@ -44,8 +44,7 @@ def demo(seed: int, keep: Path | None) -> int:
         signal.signal(number, _leave)  # as an exception, so that every child is stopped on the way out
     screen = Screen(output.console(), log_path=keep / "demo.log" if keep else None)
     verdict = tell(screen, seed=seed, keep=keep)
-    _show(verdict, screen)
-    return 1 if verdict.difference else 0
+    return report(verdict, screen)
 
 
 def _make_new(directory: Path) -> None:
@@ -57,18 +56,18 @@ def _make_new(directory: Path) -> None:
         ) from error
 
 
-def _show(verdict: Verdict, screen: Screen) -> None:
+def report(verdict: Verdict, screen: Screen) -> int:
+    """Shows the verdict; returns the exit status that it deserves."""
     from spotckpt.demo.compare import GROUPS
 
     for group, words in GROUPS.items():
         screen.verbatim(f"{verdict.counts.get(group, 0):6d} {words} are equal")
     if verdict.difference:
         screen.verbatim(f"FAIL: {verdict.difference}", style="bold red")
-    else:
-        screen.verbatim(
-            f"PASS: {output.size(verdict.compared_bytes)} compared, no byte differs ({screen.seconds:.0f} s)",
-            style="bold green",
-        )
+        return 1
+    passed = f"PASS: {output.size(verdict.compared_bytes)} compared, no byte differs ({screen.seconds:.0f} s)"
+    screen.verbatim(passed, style="bold green")
+    return 0
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,20 @@ BUCKET = "demo"
 RUN = "run"
 URI = f"s3://{BUCKET}/{RUN}"
 _START_TIMEOUT_S = 30.0
-_KINDS = {"packs": "pack", "snapshots": "snapshot", "attempts": "attempt record"}
 
 
-def aws_environment(port: int) -> dict[str, str]:
-    """This process' environment, with access to the server on that port and to no other account, file or proxy."""
+def child_environment(port: int, *, temporary: Path) -> dict[str, str]:
+    """This process' environment, with access to the server on that port and to no other account, file or proxy.
+
+    What a child leaves in its temporary directory (torch's caches, for one) is left in `temporary`.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("AWS_", "SPOTCKPT_")) and not name.lower().endswith("_proxy")
     }
     return kept | {
+        "TMPDIR": str(temporary),
         "AWS_ACCESS_KEY_ID": "demo",
         "AWS_SECRET_ACCESS_KEY": "demo",
         "AWS_REGION": "us-east-1",
@@ -55,14 +57,15 @@ def require_extra() -> None:
 class Bucket:
     """An S3 server on a free port of 127.0.0.1 with one bucket in it. In memory: it forgets when it stops."""
 
-    def __init__(self, log_path: Path) -> None:
+    def __init__(self, *, log_path: Path, temporary: Path) -> None:
+        self._temporary = temporary
         self._server = Child("bucket", log_path=log_path)
         self.port = 0
         self._s3: Any = None
 
     def start(self) -> None:
         """Returns when the bucket is there."""
-        environment = aws_environment(0) | {"PYTHONUNBUFFERED": "1"}
+        environment = child_environment(0, temporary=self._temporary) | {"PYTHONUNBUFFERED": "1"}
         output = Output()
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
         self._server.start(command, environment=environment, on_line=output.add)
@@ -100,19 +103,18 @@ class Bucket:
         snapshot = record["body"]["snapshot"]
         return snapshot if isinstance(snapshot, str) else None
 
-    def incomplete(self) -> list[tuple[str, int]]:
-        """Key and bytes so far of every multipart upload that is neither completed nor aborted."""
-        uploads = self._s3.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
-        return [(upload["Key"], self._uploaded(upload)) for upload in uploads]
+    def incomplete(self) -> list[str]:
+        """Keys of the multipart uploads that are neither completed nor aborted."""
+        return [upload["Key"] for upload in self._s3.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])]
 
     def describe(self) -> str:
         """What the bucket holds, in a line."""
         sizes = self._keys()
-        kinds = Counter(key.split("/")[1] for key in sizes if not key.endswith("run.json"))
+        committed = sum(key.startswith(f"{RUN}/snapshots/") for key in sizes)
         packs = sum(size for key, size in sizes.items() if key.endswith(".safetensors"))
-        text = f"holds {kinds['snapshots']} committed snapshots, {packs / 2**20:.1f} MiB of packs"
-        for key, done in self.incomplete():
-            text += f", and an INCOMPLETE upload of {key} with {done / 2**20:.0f} MiB in whole parts"
+        text = f"holds {committed} committed snapshots, {packs / 2**20:.1f} MiB of packs"
+        for key in self.incomplete():
+            text += f", and an INCOMPLETE upload of {key}"
         return text
 
     def copy_to(self, directory: Path) -> None:
@@ -125,10 +127,6 @@ class Bucket:
     def _keys(self) -> dict[str, int]:
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
         return {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
-
-    def _uploaded(self, upload: Any) -> int:
-        listed = self._s3.list_parts(Bucket=BUCKET, Key=upload["Key"], UploadId=upload["UploadId"])
-        return sum(part["Size"] for part in listed.get("Parts", []))
 
 
 def _client(port: int) -> Any:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from spotckpt.demo.bucket import URI, aws_environment
+from spotckpt.demo.bucket import URI, child_environment
 from spotckpt.demo.process import Child, wait_until
 from spotckpt.demo.screen import Screen
 from spotckpt.demo.servers import MetadataServer
@@ -34,7 +34,7 @@ class Machine:
         self.trainer = Child(f"trainer {number}", log_path=logs / f"trainer-{number}.log")
         self._disk = disk
         self._screen = screen
-        self._environment = aws_environment(port) | {
+        self._environment = child_environment(port, temporary=disk / "tmp") | {
             "SPOTCKPT_URI": URI,
             "SPOTCKPT_RUNTIME_DIR": str(disk / "run"),
             "SPOTCKPT_SPOOL": str(disk / "spool"),
@@ -42,7 +42,7 @@ class Machine:
 
     def boot(self) -> None:
         """Starts metadata and agent; returns when the agent's socket is there."""
-        self._disk.mkdir()
+        (self._disk / "tmp").mkdir(parents=True)
         self.metadata.start()
         command = [sys.executable, "-m", "spotckpt", "agent", "--metadata-endpoint", self.metadata.endpoint]
         self._start(self.agent, [*command, "--poll-interval", "0.5"])

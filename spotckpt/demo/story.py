@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from spotckpt.demo.bucket import URI, Bucket, aws_environment
+from spotckpt.demo.bucket import URI, Bucket, child_environment
 from spotckpt.demo.compare import Verdict, compare, read_state
 from spotckpt.demo.machine import Machine
 from spotckpt.demo.process import Child, DemoFailed, wait_until
@@ -17,7 +17,7 @@ from spotckpt.demo.screen import Screen
 from spotckpt.demo.servers import SlowNetwork
 from spotckpt.errors import Interrupted
 
-NOTICE_S = 8.0
+NOTICE_S = 10.0
 SLOW_BYTES_PER_S = 3 * 2**20
 SEEN_BYTES = 4 * 2**20
 PACE_S = 0.02
@@ -66,7 +66,7 @@ def stage(screen: Screen, *, seed: int, keep: Path | None) -> Iterator[Stage]:
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spotckpt-demo-")))
         kept = keep or work
-        bucket = Bucket(kept / "bucket.log")
+        bucket = Bucket(log_path=kept / "bucket.log", temporary=work)
         stack.callback(bucket.stop)
         bucket.start()
         network = SlowNetwork(upstream_port=bucket.port)
@@ -84,7 +84,7 @@ def train_plainly(stage: Stage) -> None:
     try:
         plain.start(
             [*command, "--out", str(stage.end_state("plain"))],
-            environment=aws_environment(stage.network.port),
+            environment=child_environment(stage.network.port, temporary=stage.work),
             on_line=lambda line: stage.screen.say("plain", line),
         )
         _expect(plain, 0)
@@ -141,7 +141,7 @@ def list_run(stage: Stage) -> None:
     """What a user would ask now: `spotckpt ls`."""
     lister = Child("ls", log_path=stage.kept / "ls.log")
     stage.screen.say("demo", f"spotckpt ls {URI}")
-    environment = aws_environment(stage.bucket.port)
+    environment = child_environment(stage.bucket.port, temporary=stage.work)
     lister.start([sys.executable, "-m", "spotckpt", "ls", URI], environment=environment, on_line=stage.screen.verbatim)
     _expect(lister, 0)
 
@@ -168,13 +168,8 @@ def tell(screen: Screen, *, seed: int = 1, keep: Path | None = None) -> Verdict:
 
 
 def _wait_for_snapshots(stage: Stage, machine: Machine, *, count: int) -> None:
-    seen: list[str] = []
-
     def enough() -> bool:
-        for snapshot in stage.bucket.snapshots(machine.number)[len(seen) :]:
-            seen.append(snapshot)
-            stage.screen.say("bucket", f"snapshot {snapshot} is committed")
-        return len(seen) >= count
+        return len(stage.bucket.snapshots(machine.number)) >= count
 
     wait_until("a committed snapshot", enough, _PATIENCE_S, alive=[machine.trainer, machine.agent])
 
@@ -183,7 +178,7 @@ def _wait_for_half_an_upload(stage: Stage, machine: Machine) -> None:
     alive = [machine.trainer, machine.agent]
     wait_until("a multipart upload", stage.bucket.incomplete, _PATIENCE_S, alive=alive)
     begun = stage.network.sent_bytes
-    stage.screen.say("bucket", f"a multipart upload has begun: {stage.bucket.incomplete()[0][0]}")
+    stage.screen.say("bucket", f"a multipart upload has begun: {stage.bucket.incomplete()[0]}")
     wait_until("bytes of it", lambda: stage.network.sent_bytes - begun > SEEN_BYTES, _PATIENCE_S, alive=alive)
     sent = (stage.network.sent_bytes - begun) / 2**20
     stage.screen.say("bucket", f"{sent:.1f} MiB of it have come over the network, the rest is on its way")

@@ -156,5 +156,4 @@ def parse_arguments() -> argparse.Namespace:
     logging.basicConfig(format="%(message)s")
     log.setLevel(logging.INFO)
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
     return parser.parse_args()
