@@ -74,7 +74,14 @@ def lineage(catalog: Catalog, attempt: int, *, evaluated: Evaluated | None = Non
     return found
 
 
-def choose(catalog: Catalog, before: int, selector: Selector = NEWEST, *, evaluated: Evaluated | None = None) -> Choice:
+def choose(
+    catalog: Catalog,
+    before: int,
+    selector: Selector = NEWEST,
+    *,
+    evaluated: Evaluated | None = None,
+    claiming: bool = True,
+) -> Choice:
     """What attempt `before` continues.
 
     Args:
@@ -82,17 +89,20 @@ def choose(catalog: Catalog, before: int, selector: Selector = NEWEST, *, evalua
         before: the chooser's own attempt: only snapshots of earlier ones count.
         selector: what the user asked for. One that this lineage has followed already means the newest.
         evaluated: needed for `best`.
+        claiming: False for a reader that only looks (with `before` the highest attempt plus one): a selector then
+            means what it says, however often it was followed.
 
     Raises:
         NoSuchSnapshot: the selector matches nothing.
         NothingRestorable: there are snapshots that no claim accounts for, so a fresh start would mix two runs.
         Corrupt: the record that would tell is unreadable.
     """
-    _require_accounted(catalog, before)
+    if claiming or selector.kind != "id":
+        _require_accounted(catalog, before)
     if selector.kind == "newest":
         return _continue(lineage(catalog, before - 1, evaluated=evaluated), "")
     recorded = _recorded(catalog, _last_with_effect(catalog, before - 1))
-    if str(selector) in recorded.consumed:
+    if claiming and str(selector) in recorded.consumed:
         return _continue(recorded, f"@{selector} was followed already; going on with the newest after it")
     if selector.kind == "start":
         return Choice((), True, ("start",), "starting afresh, as asked for by @start")
@@ -188,7 +198,9 @@ def _matching(
             return _best_first(line.ids, selector.metric, evaluated)
         case _:
             found = SnapshotId.parse(selector.snapshot)
-            return (found,) if found in catalog.snapshots and found.attempt < before else ()
+            # one of an attempt that is not before ours cannot be our base
+            later = before <= found.attempt <= catalog.highest
+            return (found,) if found in catalog.snapshots and not later else ()
 
 
 def _best_first(ids: Sequence[SnapshotId], metric: Metric, evaluated: Evaluated | None) -> tuple[SnapshotId, ...]:

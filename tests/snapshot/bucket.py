@@ -29,7 +29,7 @@ def local_store(root: Path) -> Store:
 
 
 class FakeClock:
-    """Time that passes only in `sleep`; `jumps` are (after so many sleeps, seconds by which the wall clock is set)."""
+    """Time that passes only in `sleep`; `on_sleep` is what others do meanwhile."""
 
     def __init__(self, *, wall: float = 1_700_000_000.0) -> None:
         self.time = 1000.0
@@ -44,6 +44,7 @@ class FakeClock:
 
     def sleep(self, seconds: float) -> None:
         self.time += seconds
+        assert self.time < 5000.0, "this waits for ever"
         self.wall_time += seconds
         self.on_sleep()
 

@@ -86,6 +86,17 @@ def test_a_consumed_selector_means_the_newest_after_it() -> None:
     assert "followed already" in choice.why
 
 
+def test_a_reader_means_what_it_says() -> None:
+    mine = sid(2, 1, 30)
+    found = catalog([*A, mine], {1: None, 2: (A[1], ("step=20",))})
+    assert choose(found, 3, Selector.parse("step=20"), claiming=False).candidates == (A[1],)
+    assert choose(found, 3, claiming=False).candidates == (mine, A[1], A[0])
+    copied = catalog(A, {}, {})  # snapshots alone, without attempts/
+    assert choose(copied, 1, Selector.parse(str(A[1])), claiming=False).candidates == (A[1],)
+    with raises_naming(NothingRestorable, "claims were deleted"):
+        choose(copied, 1, claiming=False)
+
+
 def test_a_rewind_then_crash_before_the_base_was_recorded() -> None:
     selectors = {2: "step=20"}
     told_nothing = newest(A, {1: None}, selectors, before=3)
