@@ -13,7 +13,7 @@ from spotckpt.agent.run import Run
 from spotckpt.agent.spool import Token
 from spotckpt.config import Settings
 from spotckpt.deadline import Clock
-from spotckpt.errors import AddressError, AgentError, OutcomeUnknown, Unavailable, UsageError
+from spotckpt.errors import AddressError, AgentError, UsageError
 from spotckpt.notices.notice import Notice
 from spotckpt.snapshot.attempts import ensure_run, take
 from spotckpt.snapshot.records import Claim, Holder, RunRecord
@@ -186,10 +186,10 @@ class _Porch:
             return f"{self.request.uri} is in use by {pid} on this machine"
         if self._handed_over is None or self._handed_over[0] is not run:
             run.use_environment(self.request.environment)
-            self._handed_over = (run, run.failures)
-        failure = run.failure
-        if failure and run.failures > self._handed_over[1] and not isinstance(failure, Unavailable | OutcomeUnknown):
-            raise failure
+            self._handed_over = (run, run.backoff.failures)
+        backoff = run.backoff
+        if backoff.failure and backoff.failures > self._handed_over[1] and backoff.is_lasting:
+            raise backoff.failure
         return f"the last snapshot of attempt {run.token.attempt} is being uploaded from this machine"
 
     def claim(self) -> Run:

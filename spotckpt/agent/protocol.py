@@ -104,8 +104,9 @@ def read_message(stream: BinaryIO) -> Message | None:
 
 def error_fields(error: BaseException) -> Message:
     """An error as it travels: class, message, hint, and a store error's operation, key and cause."""
+    known = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
     fields = {
-        "error": type(error).__name__,
+        "error": next(known, type(error).__name__),
         "message": getattr(error, "message", "") or f"{type(error).__name__}: {error}",
         "hint": getattr(error, "hint", ""),
     }

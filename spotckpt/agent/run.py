@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from spotckpt.agent.heart import Heart
@@ -14,47 +12,27 @@ from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.planner import Decision, Situation, decide
 from spotckpt.agent.processes import Process
 from spotckpt.agent.protocol import Message, error_fields
+from spotckpt.agent.sending import SLOWEST_BYTES_PER_S, Backoff, Sender, UnreadableSlot
 from spotckpt.agent.slots import Seal
 from spotckpt.agent.spool import RunSpool, SpoolSlot, Token
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.errors import (
     AgentError,
-    OutcomeUnknown,
     SpoolError,
     SpotckptError,
     Superseded,
-    Unavailable,
 )
 from spotckpt.notices.notice import Notice
 from spotckpt.snapshot.attempts import is_superseded, write_base
 from spotckpt.snapshot.keys import SnapshotId
-from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.records import Base, Holder
-from spotckpt.snapshot.save import commit, upload
-from spotckpt.snapshot.staged import Staged
 from spotckpt.store.base import Store
 from spotckpt.store.open import open_store
 
 _LOG = logging.getLogger(__name__)
 
-BACKOFF_LIMIT_S = 60.0
 DRAIN_LIMIT_S = 600.0
-SLOWEST_BYTES_PER_S = 1e6
 _IDLE_LOOK_S = 1.0
-_MEASURABLE_BYTES = 1 << 20
-
-
-@dataclass
-class Transfer:
-    """The upload under way."""
-
-    id: str
-    total_bytes: int
-    sent_bytes: int = 0
-
-    def to_json(self) -> Message:
-        """As in `status` and in the event `progress`."""
-        return {"id": self.id, "sent_bytes": self.sent_bytes, "total_bytes": self.total_bytes}
 
 
 class Run:
@@ -95,14 +73,11 @@ class Run:
         self._changed = threading.Condition()
         self._known_since = clock.now()
         self._left_at: float | None = None
-        self._ended = False
+        self._ended = self._sending = False
         self.superseded: Superseded | None = None
-        self.failure: SpotckptError | None = None
-        self.failures = 0
-        self._retry_at = 0.0
-        self._uncommitted: Manifest | None = None
-        self.transfer: Transfer | None = None
-        self._bandwidth: float | None = None
+        self._dropped: SpotckptError | None = None
+        self.backoff = Backoff(clock)
+        self._sender = Sender(spool, store=lambda: self._store, require_ours=self._require_ours, clock=clock)
         self._snapshot_bytes: int | None = None
         self._answered: set[str] = set()
         self._heart = Heart(
@@ -238,14 +213,14 @@ class Run:
         Returns:
             committed, acknowledged, and failure if not acknowledged.
         """
-        seen, shown = self.failures, (-1, "")
+        seen, shown = self.backoff.failures, (-1, "")
         if close:
             self.leave()
         self.hurry()
         with self._changed:
             while not self._is_settled(close) and not self._is_hopeless(seen) and not deadline.passed:
                 self._changed.wait(min(deadline.seconds_left, 0.1))
-                transfer = self.transfer
+                transfer = self._sender.transfer
                 if transfer is not None and (now_shown := (transfer.sent_bytes, transfer.id)) != shown:
                     shown = now_shown
                     on_progress(transfer.to_json())
@@ -253,37 +228,36 @@ class Run:
 
     def drain_limit(self) -> Deadline:
         """How long a drain without a deadline takes at most."""
-        return Deadline.after(DRAIN_LIMIT_S + (self._snapshot_bytes or 0) / SLOWEST_BYTES_PER_S, self._clock)
+        return Deadline.after(self._drain_limit_s, self._clock)
+
+    @property
+    def _drain_limit_s(self) -> float:
+        return DRAIN_LIMIT_S + (self._snapshot_bytes or 0) / SLOWEST_BYTES_PER_S
 
     def _is_settled(self, close: bool) -> bool:
         if close or self.superseded:
             return self._ended or (self.superseded is not None and not close)
-        return self._ended or (self.transfer is None and not self._pending())
+        return self._ended or (not self._sending and not self._pending())
 
     def _is_hopeless(self, seen: int) -> bool:
-        transient = isinstance(self.failure, Unavailable | OutcomeUnknown)
-        return self.failures > seen and self.failure is not None and not transient
+        return self.backoff.failures > seen and self.backoff.is_lasting
 
     def _outcome(self) -> Message:
         reply: Message = {"committed": self.token.last_committed, "acknowledged": False}
         if self.superseded is not None:
             return {**reply, "failure": error_fields(self.superseded)}
-        if self._ended or (self.transfer is None and not self._pending()):
+        if self._ended or (not self._sending and not self._pending()):
             return {**reply, "acknowledged": self._dropped is None} | (
                 {} if self._dropped is None else {"failure": error_fields(self._dropped)}
             )
-        failure = self.failure or AgentError(
+        failure = self.backoff.failure or AgentError(
             f"{self.uri}: the newest snapshot is not uploaded yet",
             hint="the agent goes on as long as the machine lives",
         )
         return {**reply, "failure": error_fields(failure)}
 
-    _dropped: SpotckptError | None = None
-    """Why the newest sealed snapshot will never be committed, if so."""
-
     def _require_open(self) -> None:
-        if self.superseded is not None:
-            raise self.superseded
+        self._require_ours()
         if self._ended or self.left:
             raise AgentError(f"attempt {self.token.attempt} of {self.uri} is closed", hint="open the run again")
 
@@ -297,7 +271,7 @@ class Run:
 
     def hurry(self) -> None:
         """Ends any pause before the next try. Never blocks."""
-        self._retry_at = 0.0
+        self.backoff.hurry()
         self._poke()
 
     def _poke(self) -> None:
@@ -310,14 +284,13 @@ class Run:
 
     def answer(self, notice: Notice) -> Decision:
         """What this run's part in a notice is; the newest sealed snapshot goes at once if it says so."""
-        transfer = self.transfer
         decision = decide(
             Situation(
                 notice=notice,
                 now=self._clock.now(),
-                pending_bytes=self._pending_bytes(transfer),
+                pending_bytes=self._pending_bytes(),
                 snapshot_bytes=self._snapshot_bytes,
-                bandwidth=self._bandwidth,
+                bandwidth=self._sender.bandwidth,
                 answered=notice.id in self._answered,
             )
         )
@@ -327,14 +300,15 @@ class Run:
         _LOG.info("attempt %d of %s: %s", self.token.attempt, self.uri, decision.why)
         return decision
 
-    def _pending_bytes(self, transfer: Transfer | None) -> int:
+    def _pending_bytes(self) -> int:
+        transfer = self._sender.transfer
         under_way = transfer.total_bytes - transfer.sent_bytes if transfer else 0
         newest = next((seal for slot in list(self.spool.slots) if not slot.leased and (seal := slot.seal())), None)
         return under_way + (newest.data_bytes if newest else 0)
 
     def status(self) -> Message:
         """For `spotckpt status`. Takes no lock, so it may be a moment old."""
-        transfer, failure, trainer = self.transfer, self.failure or self.superseded, self.trainer
+        transfer, failure, trainer = self._sender.transfer, self.backoff.failure or self.superseded, self.trainer
         return {
             "uri": self.uri,
             "run_id": self.token.run_id,
@@ -379,13 +353,13 @@ class Run:
     def _next(self) -> tuple[SpoolSlot | None, Seal | None]:
         """The newest sealed slot, leased, if it is to be uploaded now; older ones are freed."""
         pending = self._pending()
-        if not pending or self._clock.now() < self._retry_at or self.superseded is not None:
+        if not pending or self.backoff.pausing or self.superseded is not None:
             return None, None
         slot, seal = pending[0]
         for older, old in pending[1:]:
             _LOG.info("%s is dropped unsent: %s is newer", old.id, seal.id)
             older.free()
-        slot.leased = True
+        slot.leased = self._sending = True
         return slot, seal
 
     def _pending(self) -> list[tuple[SpoolSlot, Seal]]:
@@ -405,85 +379,45 @@ class Run:
             return False
         if self.superseded is not None or not self._pending():
             return True
-        limit = DRAIN_LIMIT_S + (self._snapshot_bytes or 0) / SLOWEST_BYTES_PER_S
-        if now - self._left_at > limit:
-            _LOG.error("attempt %d of %s: given up after %.0f s: %s", self.token.attempt, self.uri, limit, self.failure)
-            self._dropped = self.failure
+        if now - self._left_at > self._drain_limit_s:
+            why = self._dropped = self.backoff.failure
+            _LOG.error(
+                "attempt %d of %s: given up after %.0f s: %s", self.token.attempt, self.uri, now - self._left_at, why
+            )
             return True
         return False
 
     def _save(self, slot: SpoolSlot, seal: Seal) -> None:
-        transfer = Transfer(seal.id, seal.data_bytes)
-        self.transfer = transfer
         try:
-            staged = self._read(slot)
-            if staged is not None:
-                self._upload(slot, seal, staged, transfer)
+            if is_superseded(self._store, self.token.attempt):  # before the bytes: commit would tell only after them
+                self._overtaken()
+            self._sender.send(slot, seal)
+            self._committed(slot, seal.id)
         except Superseded as error:
             self._supersede(error, seal.id)
+        except UnreadableSlot as error:
+            self._dropped = error
+            self._failed(error)
+            with self._changed:
+                slot.free()
         except SpotckptError as error:
             self._failed(error)
         finally:
             with self._changed:
-                slot.leased = False
-                self.transfer = None
+                slot.leased = self._sending = False
+                self._sender.transfer = None
                 self._changed.notify_all()
 
-    def _read(self, slot: SpoolSlot) -> Staged | None:
-        """What the trainer wrote; if it cannot be read it never will be: the slot is freed, saying why."""
-        try:
-            return slot.staged()
-        except (SpotckptError, OSError) as error:
-            wrong = SpoolError(f"{slot.path} cannot be read: {error}", hint="the snapshot before it stays the newest")
-            self._dropped = wrong
-            self._failed(wrong)
-            with self._changed:
-                slot.free()
-            return None
-
-    def _upload(self, slot: SpoolSlot, seal: Seal, staged: Staged, transfer: Transfer) -> None:
-        def progress(sent: int) -> None:
-            transfer.sent_bytes += sent
-
-        def still_valid() -> None:
-            if self.superseded is not None:
-                raise self.superseded
-            if slot.seal() != seal:
-                raise SpoolError(f"{slot.path} changed under the upload of {seal.id}", hint="it is not committed")
-
-        if is_superseded(self._store, self.token.attempt):  # before the bytes: commit would tell only after them
-            self._overtaken()
-        still_valid()
-        began = self._clock.now()
-        manifest = self._uncommitted
-        if manifest is None or str(manifest.snapshot) != seal.id:
-            manifest = upload(
-                self._store,
-                staged,
-                slot.view(seal.data_bytes),
-                run_id=self.token.run_id,
-                parent=self.token.parent,
-                deadline=Deadline.after(self.token.call_timeout_s + seal.data_bytes / SLOWEST_BYTES_PER_S, self._clock),
-                progress=progress,
-                still_valid=still_valid,
-                clock=self._clock,
-            )
-            self._measure(transfer.sent_bytes, self._clock.now() - began)
-        still_valid()
-        self._uncommitted = manifest  # if the outcome stays unknown, the very same manifest is put again
-        commit(self._store, manifest)
-        self._committed(slot, seal.id)
-
-    def _measure(self, sent_bytes: int, seconds: float) -> None:
-        if sent_bytes >= _MEASURABLE_BYTES and seconds > 0:
-            self._bandwidth = sent_bytes / seconds
+    def _require_ours(self) -> None:
+        if self.superseded is not None:
+            raise self.superseded
 
     def _committed(self, slot: SpoolSlot, snapshot: str) -> None:
         """Token, heartbeat, and only then the slot: whoever dies in between, nothing is told twice or forgotten."""
         with self._changed:
             self.spool.update(last_committed=snapshot, parent=snapshot)
-            self._uncommitted = self.failure = self._dropped = None
-            self.failures, self._retry_at = 0, 0.0
+            self._dropped = None
+            self.backoff.succeeded()
         _LOG.info("%s is committed to %s", snapshot, self.uri)
         self._emit({"event": "committed", "uri": self.uri, "id": snapshot, "acknowledged": True})
         self._heart.beat()
@@ -492,12 +426,7 @@ class Run:
 
     def _failed(self, error: SpotckptError) -> None:
         with self._changed:
-            news = self.failure is None or str(self.failure) != str(error)
-            self.failure = error
-            self.failures += 1
-            # jitter only shortens: the cap is kept, and machines that failed together do not return together
-            pause = min(BACKOFF_LIMIT_S, 2.0 ** min(self.failures - 1, 10)) * random.uniform(0.5, 1.0)
-            self._retry_at = self._clock.now() + pause
+            news = self.backoff.failed(error)
             self._changed.notify_all()
         if news:
             _LOG.warning("attempt %d of %s: %s (trying again)", self.token.attempt, self.uri, error)

@@ -1,0 +1,151 @@
+"""Sends a sealed slot: upload, one more look at the seal, commit. And how long to wait after a failure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from spotckpt.agent.protocol import Message
+from spotckpt.agent.slots import Seal
+from spotckpt.agent.spool import RunSpool, SpoolSlot
+from spotckpt.deadline import Clock, Deadline
+from spotckpt.errors import OutcomeUnknown, SpoolError, SpotckptError, Unavailable
+from spotckpt.snapshot.manifest import Manifest
+from spotckpt.snapshot.save import commit, upload
+from spotckpt.snapshot.staged import Staged
+from spotckpt.store.base import Store
+
+BACKOFF_LIMIT_S = 60.0
+SLOWEST_BYTES_PER_S = 1e6
+_MEASURABLE_BYTES = 1 << 20
+
+
+class UnreadableSlot(SpoolError):
+    """What the trainer wrote cannot be read, and never will be."""
+
+
+@dataclass
+class Transfer:
+    """The upload under way."""
+
+    id: str
+    total_bytes: int
+    sent_bytes: int = 0
+
+    def to_json(self) -> Message:
+        """As in `status` and in the event `progress`."""
+        return {"id": self.id, "sent_bytes": self.sent_bytes, "total_bytes": self.total_bytes}
+
+
+class Sender:
+    """Sends one run's slots, one at a time.
+
+    Attributes:
+        transfer: what is being sent, or None.
+        bandwidth: bytes per second of the last upload that was long enough to tell.
+    """
+
+    def __init__(self, spool: RunSpool, *, store: Callable[[], Store], require_ours: Callable[[], None], clock: Clock):
+        """Args: `require_ours` raises Superseded once a later attempt is known."""
+        self._spool = spool
+        self._store = store
+        self._require_ours = require_ours
+        self._clock = clock
+        self._uncommitted: Manifest | None = None
+        self.transfer: Transfer | None = None
+        self.bandwidth: float | None = None
+
+    def send(self, slot: SpoolSlot, seal: Seal) -> None:
+        """Returning means acknowledged. Trying again after an error goes on where it can.
+
+        Raises:
+            UnreadableSlot: trying again is useless.
+            Superseded: another attempt owns the run.
+            SpotckptError: it is not known to be committed.
+        """
+        staged = _read(slot)
+
+        def still_valid() -> None:
+            self._require_ours()
+            if slot.seal() != seal:
+                raise SpoolError(f"{slot.path} changed under the upload of {seal.id}", hint="it is not committed")
+
+        still_valid()
+        if self._uncommitted is None or str(self._uncommitted.snapshot) != seal.id:
+            # if the outcome of the commit stays unknown, the very same manifest is put again
+            self._uncommitted = self._upload(slot, seal, staged, still_valid)
+        still_valid()
+        commit(self._store(), self._uncommitted)
+        self._uncommitted = None
+
+    def _upload(self, slot: SpoolSlot, seal: Seal, staged: Staged, still_valid: Callable[[], None]) -> Manifest:
+        self.transfer = transfer = Transfer(seal.id, seal.data_bytes)
+        token, began = self._spool.token, self._clock.now()
+
+        def progress(sent: int) -> None:
+            transfer.sent_bytes += sent
+
+        manifest = upload(
+            self._store(),
+            staged,
+            slot.view(seal.data_bytes),
+            run_id=token.run_id,
+            parent=token.parent,
+            deadline=Deadline.after(token.call_timeout_s + seal.data_bytes / SLOWEST_BYTES_PER_S, self._clock),
+            progress=progress,
+            still_valid=still_valid,
+            clock=self._clock,
+        )
+        seconds = self._clock.now() - began
+        if transfer.sent_bytes >= _MEASURABLE_BYTES and seconds > 0:
+            self.bandwidth = transfer.sent_bytes / seconds
+        return manifest
+
+
+def _read(slot: SpoolSlot) -> Staged:
+    try:
+        return slot.staged()
+    except (SpotckptError, OSError) as error:
+        raise UnreadableSlot(
+            f"{slot.path} cannot be read: {error}", hint="the snapshot before it stays the newest"
+        ) from error
+
+
+class Backoff:
+    """The last failure since a success, and when to try again."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._retry_at = 0.0
+        self.failure: SpotckptError | None = None
+        self.failures = 0
+
+    def failed(self, error: SpotckptError) -> bool:
+        """Notes a failure; whether it is another one than before."""
+        news = str(self.failure) != str(error)
+        self.failure = error
+        self.failures += 1
+        # jitter only shortens: the cap is kept, and machines that failed together do not return together
+        pause = min(BACKOFF_LIMIT_S, 2.0 ** min(self.failures - 1, 10)) * random.uniform(0.5, 1.0)
+        self._retry_at = self._clock.now() + pause
+        return news
+
+    def succeeded(self) -> None:
+        """Forgets the failure. The count goes on: it tells those who wait that there was news."""
+        self.failure = None
+        self._retry_at = 0.0
+
+    def hurry(self) -> None:
+        """Ends the pause."""
+        self._retry_at = 0.0
+
+    @property
+    def pausing(self) -> bool:
+        """Whether it is too early to try again."""
+        return self._clock.now() < self._retry_at
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether there is a failure that another try will hardly mend."""
+        return self.failure is not None and not isinstance(self.failure, Unavailable | OutcomeUnknown)
