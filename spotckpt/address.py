@@ -14,8 +14,8 @@ Mode = Literal["min", "max"]
 Kind = Literal["newest", "step", "step_at_most", "best", "start", "id"]
 
 _URI = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]*)://(?P<path>[^\x00]*)")
-_SNAPSHOT = re.compile(r"a\d{4,}-n\d{6,}-s\d{8,}-[0-9a-f]{8}")
-_SELECTOR_START = re.compile(r"@(?=step=|step<=|best=|start$|newest$|a\d+-n)")
+_SNAPSHOT = re.compile(r"a[0-9]{4,}-n[0-9]{6,}-s[0-9]{8,}-[0-9a-f]{8}")
+_SELECTOR_START = re.compile(r"@(?=step=|step<=|best=|start$|newest$|a[0-9]+-n)")
 _SELECTOR_HINT = "use @newest, @step=N, @step<=N, @best=SET/METRIC:max, @start or @SNAPSHOT-ID"
 
 
@@ -60,7 +60,7 @@ class Selector:
             return NEWEST
         if text == "start":
             return cls("start")
-        if match := re.fullmatch(r"step(<?)=(\d{1,18})", text):
+        if match := re.fullmatch(r"step(<?)=([0-9]{1,18})", text):
             return cls("step_at_most" if match[1] else "step", step=int(match[2]))
         if text.startswith("best="):
             return cls("best", metric=Metric.parse(text.removeprefix("best=")))
