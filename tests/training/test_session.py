@@ -1,0 +1,109 @@
+"""A session inside one process: what it leaves behind, and what forked workers make of it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import spotckpt
+from spotckpt.errors import AgentError
+from tests.training.machine import Bucket, Machine, machine
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Machine]:
+    with machine() as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def on_this_machine(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SPOTCKPT_RUNTIME_DIR", "SPOTCKPT_SPOOL"):
+        monkeypatch.setenv(name, here.environment[name])
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Bucket:
+    return Bucket(f"file://{tmp_path}/run")
+
+
+def train(uri: str, num_epochs: int, *, num_workers: int = 0) -> torch.Tensor:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    loader = DataLoader(torch.randn(8, 2), batch_size=2, shuffle=True, num_workers=num_workers)
+    with spotckpt.open_run(uri, every="1 steps") as run:
+        run.track(model=model, optimizer=optimizer)
+        for _epoch in run.epochs(num_epochs):
+            for x in run.batches(loader):
+                optimizer.zero_grad()
+                model(x).square().mean().backward()
+                optimizer.step()
+    return model.weight.detach()
+
+
+def open_things() -> tuple[int, set[str]]:
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir())), {thread.name for thread in threading.enumerate()}
+
+
+def test_nothing_is_left_behind_by_a_run(bucket: Bucket) -> None:
+    train(f"{bucket.uri}-first", 1)
+    before = open_things()
+    for epochs in (1, 2, 3):
+        train(bucket.uri, epochs)
+    assert open_things() == before
+    assert bucket.attempts() == [1, 2, 3]
+    hooks = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)._optimizer_step_post_hooks
+    assert not hooks
+
+
+def test_a_failed_start_gives_the_attempt_back(bucket: Bucket) -> None:
+    train(bucket.uri, 1)
+    with pytest.raises(spotckpt.SpotckptError, match="model"), spotckpt.open_run(bucket.uri) as run:
+        next(iter(run.epochs(2)))
+    began = time.monotonic()
+    train(bucket.uri, 2)
+    assert time.monotonic() - began < 30, "waited for the attempt to become stale"
+
+
+def test_a_run_is_opened_once_per_process(bucket: Bucket) -> None:
+    with spotckpt.open_run(bucket.uri), pytest.raises(AgentError, match="open in this process already"):
+        train(bucket.uri, 1)
+
+
+def test_loader_workers_are_forked_and_die_as_usual_while_snapshots_are_taken(bucket: Bucket) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forking with threads
+        with_workers = train(bucket.uri, 2, num_workers=2)
+    assert torch.equal(with_workers, train(f"{bucket.uri}-plain", 2, num_workers=0))
+    assert bucket.manifests()[-1]["finished"]
+
+
+@pytest.mark.fault(10)
+def test_a_forked_child_neither_ends_nor_moves_its_parent_s_run(bucket: Bucket) -> None:
+    with spotckpt.open_run(bucket.uri, every="1 steps") as run:
+        run.boundary()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            try:
+                run._left()
+                run._close()
+            finally:
+                os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        run.boundary()
+        assert not bucket.released(1)
+    assert bucket.manifests()[-1]["step"] == 2
+    assert bucket.manifests()[-1]["finished"]
