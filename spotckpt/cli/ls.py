@@ -87,11 +87,17 @@ def _snapshots(rows: Sequence[SnapshotRow], now: float) -> Any:
             row.reason + (" (end)" if row.finished and row.reason != "final" else ""),
             _when(row.committed, now),
             output.size(row.data_bytes),
-            "  ".join(f"{name} {output.number(value)}" for name, value in row.latest.items()),
+            _metrics(row.latest),
         )
         for row in rows
     ]
     return output.table(columns, cells, right=("STEP", "EPOCH", "AGE", "SIZE"), elastic="METRICS")
+
+
+def _metrics(latest: Mapping[str, float]) -> str:
+    """Those of validation first: there may be room for one only."""
+    names = sorted(latest, key=lambda name: (name.startswith("train/"), name))
+    return "  ".join(f"{name} {output.number(latest[name])}" for name in names)
 
 
 def _when(wall: float | None, now: float) -> str:

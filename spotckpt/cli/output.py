@@ -68,7 +68,7 @@ def emit_line(text: str = "", *, style: str = "") -> None:
 def emit_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """Prints names and values in two columns, folded to the width."""
     made = Table(box=None, show_header=False, pad_edge=False, padding=(0, _GAP, 0, 0))
-    made.add_column(style="dim", no_wrap=True, max_width=40, overflow="ellipsis")
+    made.add_column(style="dim", no_wrap=True, max_width=48, overflow="ellipsis")
     made.add_column(overflow="fold")
     for name, value in pairs:
         made.add_row(escape(name), escape(value))

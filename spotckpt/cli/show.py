@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -13,13 +13,16 @@ import click
 from spotckpt.address import Address
 from spotckpt.cli import output
 from spotckpt.cli.runs import find_snapshot, open_run
+from spotckpt.errors import Corrupt
 from spotckpt.snapshot.choose import lineage
 from spotckpt.snapshot.fetch import read_manifest, read_part
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.part import Part, TensorEntry
+from spotckpt.snapshot.tree import decode
 
 _LINEAGE_SHOWN = 5
+_LONGEST_VALUE = 200
 
 
 @click.command()
@@ -88,7 +91,7 @@ def _show(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[Snaps
         if len(parts) > 1:
             output.emit_line(f"rank {part.rank}", style="bold")
         output.emit_table(_keys(part))
-    _section("VALUES", [pair for part in parts for pair in _values("", part.tree)])
+    _section("VALUES", [pair for part in parts for pair in _part_values(part)])
 
 
 def _facts(manifest: Manifest, ancestors: list[SnapshotId]) -> Iterator[tuple[str, str]]:
@@ -140,18 +143,44 @@ def _shape(entry: TensorEntry) -> str:
     return " x ".join(str(side) for side in entry.shape) or "-"
 
 
+def _part_values(part: Part) -> Iterator[tuple[str, str]]:
+    """The values of the objects and of `vars`. The run's own books are in the JSON only."""
+    objects, run = part.tree.get("objects", {}), part.tree.get("run", {})
+    for name, body in objects.items():
+        yield from _values(name, body.get("state"))
+    yield from _values("vars", run.get("vars", {}))
+
+
 def _values(path: str, tree: Any) -> Iterator[tuple[str, str]]:
-    """The tree's plain values by path; whole lists of numbers on one line, tensors left to their own table."""
-    if isinstance(tree, dict) and not any(key.startswith("$") for key in tree):
-        for key, value in tree.items():
-            yield from _values(f"{path}.{key}" if path else key, value)
-    elif not _holds_tensor_only(tree):
-        yield path, _short(tree)
+    """The tree's plain values by path; tensors have their own table."""
+    pairs = _members(tree)
+    if pairs is not None:
+        for key, value in pairs:
+            yield from _values(f"{path}.{key}", value)
+    elif not (isinstance(tree, dict) and ("$tensor" in tree or "$array" in tree)):
+        text = _short(_untagged(tree))
+        yield path, text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
-def _holds_tensor_only(tree: Any) -> bool:
-    return isinstance(tree, dict) and any(tag in tree for tag in ("$tensor", "$array"))
+def _members(tree: Any) -> Iterable[tuple[Any, Any]] | None:
+    """What a mapping holds, and a list with mappings in it; None for what is shown as it is."""
+    if isinstance(tree, list) and any(isinstance(one, dict) for one in tree):
+        return enumerate(tree)
+    if not isinstance(tree, dict) or not tree:
+        return None
+    for tag in ("$ordered", "$dict", "$counter"):
+        if tag in tree:
+            return [(key, value) for key, value in tree[tag]]
+    return None if any(key.startswith("$") for key in tree) else tree.items()
+
+
+def _untagged(tree: Any) -> Any:
+    """The value behind a tag, as in `{"$float": ...}`; one that only torch knows stays as it is."""
+    try:
+        return decode(tree)
+    except Corrupt:
+        return tree
 
 
 def _short(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -46,8 +46,9 @@ class Stage:
             number, disk=self.work / f"m{number}", logs=self.kept, port=self.network.port, screen=self.screen
         )
         try:
-            self.screen.say("demo", f"machine {number} boots with an empty disk; its agent starts")
+            self.screen.say("demo", f"machine {number} boots with an empty disk and starts its agent")
             machine.boot()
+            self.screen.say("demo", "and the training, which loads torch first: python -m spotckpt.demo.spot")
             machine.train(seed=self.seed, pace_s=PACE_S, out=self.end_state("resumed"))
             yield machine
         finally:
@@ -81,6 +82,7 @@ def train_plainly(stage: Stage) -> None:
     stage.screen.chapter("1. A training without spotckpt, never interrupted")
     plain = Child("plain", log_path=stage.kept / "plain.log")
     command = [sys.executable, "-m", "spotckpt.demo.plain", "--seed", str(stage.seed)]
+    stage.screen.say("demo", "the training loads torch: python -m spotckpt.demo.plain")
     try:
         plain.start(
             [*command, "--out", str(stage.end_state("plain"))],

@@ -31,7 +31,7 @@ def test_ls_shows_attempts_and_snapshots(run):
     assert [line.split()[0] for line in shown] == [str(one) for one in run.ids]
     assert shown[1].split()[1:4] == ["157", "1", "notice"]
     assert "129.0 KiB" in shown[1]
-    assert "train/loss 0.01266" in shown[1]
+    assert "valid/top1 0.157" in shown[1]
 
 
 def test_ls_json(run):
@@ -79,7 +79,7 @@ def test_show_has_everything(run):
         "-inf at 3",
         "torch",
         "lr ",
-        "run.vars.class_to_idx.dog",
+        "vars.class_to_idx.dog",
         "[red]not markup[/red]",
     ):
         assert words in text
