@@ -49,12 +49,24 @@ def test_ends_as_the_plain_training_from_s3(case: str, tmp_path: Path, s3_env: S
 def test_accumulation_ends_as_the_plain_training_when_killed_at_eight_consecutive_batches(tmp_path: Path) -> None:
     # Each life trains one batch, holds in the next one's backward until the first is committed, and is killed there:
     # resumed at every place in a window of four, twice, and at the end of an epoch of ten.
-    trial = a_trial("accumulation", tmp_path, Options(delay_s=0.1))
+    trial = a_trial("accumulation", tmp_path, Options(delay_s=0.01))
     plain = trial.train_plainly()
     life = trial.start(SPOT_TEST_HOLD="3")
     for step in range(3, 11):
         trial.wait_for_commit(life, step)
-        life = trial.replace(life, SPOT_TEST_HOLD=str(step + 1) if step < 10 else "-1", SPOT_TEST_DELAY="0.01")
+        life = trial.replace(life, SPOT_TEST_HOLD=str(step + 1) if step < 10 else "-1")
+        assert life.trace is not None and life.trace["step"] == step
+    assert_same(plain, trial.finish(life))
+
+
+@pytest.mark.parametrize("case", ["plateau", "stateful_loader", "worker_augmentation"])
+def test_ends_as_the_plain_training_when_killed_at_the_end_of_two_epochs(case: str, tmp_path: Path) -> None:
+    trial = a_trial(case, tmp_path, Options(delay_s=0.01))
+    plain = trial.train_plainly()
+    life = trial.start(SPOT_TEST_HOLD="12")
+    for step in (12, 24):
+        trial.wait_for_commit(life, step)
+        life = trial.replace(life, SPOT_TEST_HOLD=str(step + 12) if step == 12 else "-1")
         assert life.trace is not None and life.trace["step"] == step
     assert_same(plain, trial.finish(life))
 
