@@ -60,8 +60,8 @@ def report(verdict: Verdict, screen: Screen) -> int:
     """Shows the verdict; returns the exit status that it deserves."""
     from spotckpt.demo.compare import GROUPS
 
-    for group, words in GROUPS.items():
-        screen.verbatim(f"{verdict.counts.get(group, 0):6d} {words} are equal")
+    for group in filter(verdict.counts.get, GROUPS):
+        screen.verbatim(f"{verdict.counts[group]:6d} {GROUPS[group]} are equal")
     if verdict.difference:
         screen.verbatim(f"FAIL: {verdict.difference}", style="bold red")
         return 1

@@ -79,7 +79,7 @@ def _difference(name: str, plain: npt.NDArray[Any] | None, resumed: npt.NDArray[
         return ""
     place = int(unequal[0]) // plain.itemsize
     index = [int(part) for part in np.unravel_index(place, plain.shape)]
-    values = plain.reshape(-1)[place], resumed.reshape(-1)[place]
+    values = plain.reshape(-1)[place].item(), resumed.reshape(-1)[place].item()
     return f"{name}{index or ''} is {values[0]!r} in the plain run, {values[1]!r} in the resumed one"
 
 

@@ -51,12 +51,19 @@ def stage(snapshot: SnapshotId, *, reason: str = "periodic", **fields) -> tuple[
     return staged, memoryview(data)
 
 
-def begin(store: Store, attempt: int, *, selector: str = "newest", base: SnapshotId | None = None) -> None:
+def begin(
+    store: Store,
+    attempt: int,
+    *,
+    selector: str = "newest",
+    base: SnapshotId | None = None,
+    consumed: tuple[str, ...] = (),
+) -> None:
     ensure_run(store)
     holder = Holder(host=f"ip-10-0-0-{attempt}.eu-central-1.compute.internal", instance=f"i-{attempt}")
     claim = Claim(attempt, new_nonce(), time.time() - 7200 / attempt, holder, selector)
     store.put_if_absent(claim_key(attempt), claim.to_bytes())
-    write_base(store, Base(attempt, None if base is None else str(base), selector))
+    write_base(store, Base(attempt, None if base is None else str(base), selector, consumed))
 
 
 def beat(store: Store, attempt: int, *, last: SnapshotId | None, released: bool, age_s: float = 5) -> None:

@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 
+from spotckpt.snapshot.keys import SnapshotId
 from tests.cli.command import in_process, on_terminal, spotckpt
-from tests.cli.runs import TENSORS, TREE
+from tests.cli.runs import TENSORS, TREE, begin, save
 
 
 def ok(*arguments: str) -> str:
@@ -65,6 +66,13 @@ def test_show_finds_the_snapshot_that_is_meant(local_run, selector, place):
     shown = json.loads(ok("show", "--json", local_run.uri + selector.format(id=local_run.ids[2])))
     assert shown["snapshot"] == str(local_run.ids[place])
     assert shown["lineage"] == [str(one) for one in reversed(local_run.ids[:place])]
+
+
+def test_a_selector_that_a_restart_has_followed_still_shows_what_it_says(local_run):
+    begin(local_run.store, 4, selector="step=157", base=local_run.ids[1], consumed=("step=157",))
+    newest = save(local_run.store, SnapshotId.new(4, 0, 180), parent=local_run.ids[1])
+    assert json.loads(ok("show", "--json", local_run.uri))["snapshot"] == str(newest)
+    assert json.loads(ok("show", "--json", f"{local_run.uri}@step=157"))["snapshot"] == str(local_run.ids[1])
 
 
 def test_show_has_everything(run):
