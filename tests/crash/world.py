@@ -223,6 +223,11 @@ class Actor:
         self.beat()
 
     def save(self) -> None:
+        """One more step and its snapshot; returns when it is acknowledged and the heartbeat says so."""
+        self.save_silently()
+        self.beat()
+
+    def save_silently(self) -> None:
         """One more step and its snapshot; returns when it is acknowledged."""
         self.step += 1
         self.sequence += 1
@@ -239,7 +244,6 @@ class Actor:
         self.world.acknowledged.append(staged.id)
         self.world.num_acknowledged += 1
         self.last = self.committed = staged.id
-        self.beat()
 
     def _stop_if_superseded(self) -> None:
         if attempts.is_superseded(self.store, self.attempt):
