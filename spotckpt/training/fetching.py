@@ -49,6 +49,7 @@ def fetch(
     *,
     wanted: Callable[[str, Mapping[str, Any]], bool] | None = None,
     own: bool = True,
+    run_id: str | None = None,
     progress: Progress | None = None,
 ) -> Saved:
     """Reads a snapshot and checks every byte that it keeps.
@@ -59,13 +60,14 @@ def fetch(
         wanted: which of the tracked objects are needed, by name and encoded state; None means all. The tensors of
             others are not downloaded.
         own: whether the run's own state is needed.
+        run_id: the run that it must belong to; None takes what is there.
         progress: called with each number of bytes that has arrived.
 
     Raises:
         Corrupt, NotFound: something is not what was committed; names the key.
         FutureFormat: a newer spotckpt wrote it.
     """
-    manifest = read_manifest(store, snapshot)
+    manifest = read_manifest(store, snapshot, run_id=run_id)
     part = read_part(store, manifest)
     objects, run = _trees(part.tree, snapshot)
     kept = {name: tree for name, tree in objects.items() if wanted is None or wanted(name, tree)}

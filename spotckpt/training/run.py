@@ -201,8 +201,7 @@ class Run:
     @property
     def _weights(self) -> int:
         """A number that moves when the weights do: optimizer steps; boundaries where no optimizer is tracked."""
-        optimizers = any(isinstance(obj, torch.optim.Optimizer) for obj in self._tracked.objects.values())
-        return self._tracked.grads.steps_taken if optimizers else self._step
+        return self._tracked.grads.steps_taken if self._tracked.has_optimizer else self._step
 
     def capture(self) -> Capture:
         """The whole state as it is now; tensors are the live ones."""

@@ -117,7 +117,8 @@ def _finished_snapshot(store: Store, address: Address) -> Saved | None:
     """The newest snapshot if the run is over with it. Looks before anything is claimed, so that a selector that matches
     nothing, a future format or a run without one good manifest end here and change nothing.
     """
-    catalog, choice = _look(store, address.selector, say=lambda text: None)
+    catalog = read_catalog(store)
+    choice = _choose(store, catalog, catalog.highest + 1, address.selector, lambda text: None)
     picked = pick(store, choice, lambda snapshot: read_manifest(store, snapshot), lambda text: None)
     if picked is None or not picked[1].finished:
         return None
@@ -134,10 +135,10 @@ def _claim(store: Store, beginning: Beginning, address: Address) -> None:
     session = Session(address.uri, request.settings)
     beginning.session = session
     try:
-        session.open(address.selector, beginning.arguments)
+        run_id = session.open(address.selector, beginning.arguments)["run_id"]
         catalog = read_catalog(store, before=session.attempt)
         choice = _choose(store, catalog, session.attempt, address.selector, say)
-        picked = pick(store, choice, lambda snapshot: fetch(store, snapshot), say)
+        picked = pick(store, choice, lambda snapshot: fetch(store, snapshot, run_id=run_id), say)
         beginning.saved = picked[1] if picked else None
         if beginning.saved is None and request.init_from is not None:
             beginning.initial = _fetch_initial(request.init_from, request.settings.call_timeout_s)
@@ -156,15 +157,12 @@ def _claim(store: Store, beginning: Beginning, address: Address) -> None:
     _say_beginning(beginning, catalog, choice)
 
 
-def _look(store: Store, selector: Selector, *, say: Say) -> tuple[Catalog, Choice]:
-    """What a new attempt would go on from, for a reader that claims nothing."""
-    catalog = read_catalog(store)
-    return catalog, _choose(store, catalog, catalog.highest + 1, selector, say)
-
-
-def _choose(store: Store, catalog: Catalog, before: int, selector: Selector, say: Say) -> Choice:
+def _choose(
+    store: Store, catalog: Catalog, before: int, selector: Selector, say: Say, *, claiming: bool = True
+) -> Choice:
     run_id = catalog.run.run_id if catalog.run else None
-    return choose(catalog, before, selector, evaluated=evaluated_of(store, run_id=run_id, say=say))
+    evaluated = evaluated_of(store, run_id=run_id, say=say)
+    return choose(catalog, before, selector, evaluated=evaluated, claiming=claiming)
 
 
 def _read_again(store: Store, saved: Saved | None) -> None:
@@ -192,7 +190,8 @@ def find(store: Store, address: Address) -> tuple[SnapshotId, Manifest]:
         NothingRestorable: the run has no snapshot.
         NoSuchSnapshot: the selector matches none.
     """
-    _, choice = _look(store, address.selector, say=say)
+    catalog = read_catalog(store)
+    choice = _choose(store, catalog, catalog.highest + 1, address.selector, say, claiming=False)
     picked = pick(store, choice, lambda snapshot: read_manifest(store, snapshot), say)
     if picked is None:
         raise NothingRestorable(f"{address} holds no snapshot", hint="check the address: spotckpt ls " + address.uri)

@@ -28,6 +28,7 @@ class Tracked:
     def __init__(self, saved: Saved | None, initial: Saved | None, say: Callable[[str], None]) -> None:
         self.objects: dict[str, object] = {}
         self.grads = GradWatch()
+        self.has_optimizer = False
         self._saved = saved
         self._initial = initial
         self._dropped: set[str] = set()
@@ -69,6 +70,7 @@ class Tracked:
             self.objects[name] = obj
             if isinstance(obj, torch.optim.Optimizer):
                 self.grads.watch(name, obj)
+                self.has_optimizer = True
 
     def check_complete(self) -> None:
         """Nothing of the snapshot may be lost by having been forgotten.
@@ -95,8 +97,7 @@ class Tracked:
     @property
     def has_stepped(self) -> bool:
         """Whether optimizer state can exist by now: one has stepped, or none is tracked."""
-        optimizers = any(isinstance(obj, torch.optim.Optimizer) for obj in self.objects.values())
-        return not optimizers or self.grads.steps_taken > 0
+        return not self.has_optimizer or self.grads.steps_taken > 0
 
     def forget_snapshot(self) -> None:
         """Lets the fetched tensors go; what is tracked later is new."""

@@ -41,6 +41,7 @@ def test_a_rewind_stays_in_force_after_a_crash_and_is_followed_once(here: Machin
     last = here.train(f"{bucket.uri}@step=4")
     assert last.steps[0] == 7, "@step=4 was followed already"
     assert last.end == plain
+    assert spotckpt.load(f"{bucket.uri}@step=4").keys() == {"model", "optimizer", "extra", "vars"}, "a reader may look"
 
 
 def test_afresh_is_a_new_attempt_of_the_same_run(here: Machine, bucket: Bucket) -> None:
