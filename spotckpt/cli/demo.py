@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from spotckpt.demo.compare import Verdict
     from spotckpt.demo.screen import Screen
 
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @click.command()
 @click.option("--seed", type=click.IntRange(0, 2**32 - 2), default=1, show_default=True, help="Seed of the training.")
@@ -40,8 +42,8 @@ def demo(seed: int, keep: Path | None) -> int:
     require_extra()
     if keep is not None:
         _make_new(keep)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)  # as an exception, so that every child is stopped on the way out
+    for number in _STOP_SIGNALS:
+        signal.signal(number, _leave)
     screen = Screen(output.console(), log_path=keep / "demo.log" if keep else None)
     verdict = tell(screen, seed=seed, keep=keep)
     return report(verdict, screen)
@@ -71,4 +73,7 @@ def report(verdict: Verdict, screen: Screen) -> int:
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Leaves by an exception, so that every child is stopped on the way out, which further signals do not disturb."""
+    for other in _STOP_SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
     raise SystemExit(128 + number)

@@ -18,6 +18,7 @@ from spotckpt.errors import SpotckptError
 T = TypeVar("T")
 _POLL_S = 0.02
 _LAST_LINES = 20
+_LAUNCH_S = 10.0
 
 
 class DemoFailed(SpotckptError):
@@ -49,6 +50,7 @@ class Child:
         self.name = name
         self.log_path = log_path
         self._process: subprocess.Popen[str] | None = None
+        self._launched = threading.Event()
         self._reader: threading.Thread | None = None
 
     @property
@@ -58,19 +60,21 @@ class Child:
 
     def start(self, command: Sequence[str], *, environment: Mapping[str, str], on_line: Callable[[str], None]) -> None:
         """Starts it and a thread that reads it."""
-        process = subprocess.Popen(
-            command,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        self._process = process
-        self._reader = threading.Thread(target=self._read, args=(process, on_line), name=self.name, daemon=True)
+
+        # In the thread, because a signal's exception comes up in the main thread: between a fork and the return of
+        # Popen it would lose the pid, and with it the only way to end the process.
+        def live() -> None:
+            try:
+                self._process = process = _popen(command, environment)
+            finally:
+                self._launched.set()
+            self._read(process, on_line)
+
+        self._reader = threading.Thread(target=live, name=self.name, daemon=True)
         self._reader.start()
+        self._launched.wait()
+        if self._process is None:
+            raise DemoFailed(f"{self.name} cannot be started: {command[0]}")
 
     def poll(self) -> int | None:
         """Its exit status as `Popen` has it, or None while it runs."""
@@ -92,9 +96,10 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL to exactly this process, if it still runs."""
-        if self._process is None:
+        if self._reader is None:
             return
-        if self._process.poll() is None:
+        self._launched.wait(_LAUNCH_S)
+        if self._process is not None and self._process.poll() is None:
             os.kill(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._join()
@@ -116,6 +121,19 @@ class Child:
                 log.write(line)
                 log.flush()
                 on_line(line.rstrip("\n"))
+
+
+def _popen(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
 
 
 def wait_until(what: str, ask: Callable[[], T | None], timeout_s: float, *, alive: Iterable[Child] = ()) -> T:
