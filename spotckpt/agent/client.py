@@ -23,6 +23,10 @@ LOST: Message = {"event": "lost"}
 """Delivered once when the agent's end of the connection goes, unless `close` was called."""
 
 
+class Unanswered(AgentError):
+    """The agent is there and did not answer in time: what it did is unknown."""
+
+
 class Client:
     """One connection. Calls may come from several threads; events arrive on the reader thread.
 
@@ -96,7 +100,8 @@ class Client:
             fields: the request's other fields.
 
         Raises:
-            AgentError: the agent has gone, or did not answer in time. What it did is unknown then.
+            AgentError: the agent has gone. What it did is unknown then.
+            Unanswered: it did not answer in time.
             SpotckptError, StopTraining: of the class that the agent raised.
         """
         if os.getpid() != self._owner:
@@ -114,7 +119,7 @@ class Client:
             self._send(op, line)
             reply = replies.get(timeout=timeout)
         except queue.Empty:
-            raise AgentError(f"the agent did not answer {op!r} within {timeout:g} s", hint="see its log") from None
+            raise Unanswered(f"the agent did not answer {op!r} within {timeout:g} s", hint="see its log") from None
         finally:
             with self._lock:
                 self._replies.pop(number, None)

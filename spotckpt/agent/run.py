@@ -161,6 +161,7 @@ class Run:
         """
         deadline = Deadline.after(wait_s, self._clock)
         with self._changed:
+            self.spool.reclaim()
             while True:
                 self._require_open()
                 if not self.token.based:

@@ -235,6 +235,16 @@ class RunSpool:
         """The slot with that grant."""
         return next((slot for slot in self.slots if slot.grant and slot.grant.generation == generation), None)
 
+    def reclaim(self) -> None:
+        """Frees what was granted and not sealed.
+
+        For when the trainer asks for a slot: it fills one at a time, so an older grant is one that it gave up, or
+        whose reply it never got.
+        """
+        for slot in self.slots:
+            if slot.grant is not None and not slot.leased and slot.seal() is None:
+                slot.free()
+
     def lend(self, size_bytes: int, *, step: int, most: int, reserve_bytes: int) -> SpoolSlot | None:
         """Grants a slot for a snapshot of that size; None while all are taken.
 

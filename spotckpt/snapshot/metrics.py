@@ -80,11 +80,16 @@ class Series(Sequence[float]):
 
     def mean(self, epoch: int) -> float:
         """The mean of that epoch's values, NaN if there are none."""
-        values = [value for value, at in zip(self._values, self._epochs, strict=True) if at == epoch]
+        values = []
+        for index in range(len(self._epochs) - 1, -1, -1):
+            if self._epochs[index] == epoch:
+                values.append(self._values[index])
+            elif 0 <= self._epochs[index] < epoch:  # epochs never go back: nothing of this one lies before
+                break
         if not values:
             return math.nan
         finite = all(math.isfinite(value) for value in values)
-        return (math.fsum(values) if finite else sum(values)) / len(values)
+        return (math.fsum(values) if finite else sum(values)) / len(values)  # fsum: the same in any order
 
     def state(self) -> dict[str, Any]:
         """`axis`: "step"; `at`: int64[n]; `epoch`: int64[n]; `value`: float64[n]. Copies."""

@@ -14,7 +14,7 @@ from spotckpt.training.position import Position, Resume
 from spotckpt.training.restore import MapLocation
 from spotckpt.training.rng import GENERATOR_TYPES, restore_rng
 from spotckpt.training.saver import Saver
-from spotckpt.training.say import say
+from spotckpt.training.say import Progress, say
 from spotckpt.training.schedule import Evaluation
 from spotckpt.training.staging import Facts
 from spotckpt.training.start import Beginning, claim_finished
@@ -44,7 +44,7 @@ class Run:
         self._history = History()
         self.history = HistoryView(self._history)
         self.vars = Vars(lambda path, value: check_encodable(value, path=path), say)
-        self._position = Position(say=say)
+        self._position = Position(say=say, progress=Progress("drawing the epoch's first part again", "batches"))
         self._tracked = Tracked(saved, beginning.initial, say)
         self._evaluation = Evaluation(beginning.request.settings.keep_best)
         self._step = 0

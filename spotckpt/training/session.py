@@ -12,20 +12,29 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spotckpt.address import Selector
-from spotckpt.agent.client import Client
+from spotckpt.agent.client import Client, OnEvent, Unanswered
 from spotckpt.agent.protocol import Message, to_error
 from spotckpt.agent.slots import Slot
 from spotckpt.agent.spawn import ensure_agent
 from spotckpt.config import Settings
 from spotckpt.deadline import Deadline
-from spotckpt.errors import AgentError, Interrupted, SpotckptError, StopTraining, Superseded, Unavailable
+from spotckpt.errors import (
+    AgentError,
+    Interrupted,
+    OutcomeUnknown,
+    SpotckptError,
+    StopTraining,
+    Superseded,
+    Unavailable,
+)
 from spotckpt.store.open import aws_environment
-from spotckpt.training.say import say
+from spotckpt.training.say import Progress, say
 from spotckpt.training.signals import TermSignal
 
 CALL_TIMEOUT_S = 15.0
 SLOT_BYTES_PER_S = 100e6  # a slot's first grant touches fresh memory, which a hypervisor backs lazily
 REATTACH_TRIES = 3
+SILENT_S = 60.0  # an agent that is there and does not answer is not asked more often for periodic snapshots
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Session:
         self.superseded: Superseded | None = None
         self.committed: str | None = None
         self._errors: deque[SpotckptError] = deque()
+        self._silent = Deadline.after(0.0)
         self._client: Client | None = None
         self._lost = False
         self._starting = True
@@ -142,20 +152,28 @@ class Session:
     # While training
 
     def slot(self, size_bytes: int, step: int, *, wait_s: float = 0.0) -> Slot | None:
-        """A place for a snapshot, or None when all stay taken for so long or no agent answers (which is said once).
+        """A place for a snapshot, or None when all stay taken for so long or no agent answers (which is said).
 
         Raises:
             SpoolError: there is no room for even one.
         """
+        if not wait_s and not self._silent.passed:
+            return None
         timeout = CALL_TIMEOUT_S + size_bytes / SLOT_BYTES_PER_S + wait_s
         for _ in range(2):
             if self._lost and not self._revived(wait_s):
                 return None
-            with contextlib.suppress(Unreachable):
+            try:
                 reply = self._call(
                     "slot", timeout=timeout, uri=self.uri, size_bytes=size_bytes, step=step, wait_s=wait_s
                 )
-                return None if reply.get("busy") else Slot.from_reply(reply)
+            except Unreachable:
+                continue
+            except Unanswered as error:
+                say(f"warning: {error}; training goes on without this snapshot")
+                self._silent = Deadline.after(SILENT_S)
+                return None
+            return None if reply.get("busy") else Slot.from_reply(reply)
         return None
 
     def sealed(self, slot: Slot) -> None:
@@ -179,7 +197,7 @@ class Session:
             raise self.superseded
         while self._errors:
             error = self._errors.popleft()
-            if not isinstance(error, Unavailable):
+            if not isinstance(error, Unavailable | OutcomeUnknown):
                 raise error
             say(f"warning: {error}; training goes on, the agent tries again")
 
@@ -214,7 +232,11 @@ class Session:
             try:
                 self._ensure_attached()
                 reply = self._call(
-                    op, timeout=None if left is None else left + CALL_TIMEOUT_S, uri=self.uri, deadline_s=left
+                    op,
+                    timeout=None if left is None else left + CALL_TIMEOUT_S,
+                    on_event=_progress_shown(),
+                    uri=self.uri,
+                    deadline_s=left,
                 )
             except Unreachable as error:
                 if not remaining or deadline.passed:
@@ -223,13 +245,13 @@ class Session:
             return _drained(reply)
         raise AssertionError("unreachable")
 
-    def _call(self, op: str, *, timeout: float | None, **fields: Any) -> Message:
+    def _call(self, op: str, *, timeout: float | None, on_event: OnEvent | None = None, **fields: Any) -> Message:
         """A call that tells an agent out of reach (`Unreachable`) from an agent that says no."""
         client = self._client
         if client is None:
             raise Unreachable("there is no agent", hint="it is being started again")
         try:
-            return client.call(op, timeout=timeout, **fields)
+            return client.call(op, timeout=timeout, on_event=on_event, **fields)
         except AgentError as error:
             if type(error) is AgentError and client.lost:
                 self._lost = True
@@ -237,7 +259,7 @@ class Session:
             raise
 
     def _nudge(self, op: str, slot: Slot) -> None:
-        with contextlib.suppress(Unreachable):
+        with contextlib.suppress(Unreachable, Unanswered):
             self._call(op, timeout=CALL_TIMEOUT_S, uri=self.uri, generation=slot.generation)
 
     def _connect(self) -> None:
@@ -350,6 +372,16 @@ class Session:
 
 class Unreachable(AgentError):
     """Nobody answers at the socket: another agent may be found or started."""
+
+
+def _progress_shown() -> OnEvent:
+    shown = Progress("uploading the last snapshot", "bytes")
+
+    def on_event(message: Message) -> None:
+        if message.get("event") == "progress":
+            shown(int(message["sent_bytes"]), int(message["total_bytes"]))
+
+    return on_event
 
 
 def _drained(reply: Message) -> Drained:

@@ -168,6 +168,20 @@ def test_superseded_writes_nothing_and_has_a_status_of_its_own(here: Machine, bu
     assert bucket.record("attempts/0002.base.json")["snapshot"].startswith("a0001-n000003-s00000004")
 
 
+def test_a_frozen_agent_costs_snapshots_and_not_the_training(here: Machine, bucket: Bucket, plain: str) -> None:
+    trainer = here.start(bucket.uri, "--at=4", "--act=spin")
+    trainer.wait_for("spinning")
+    pid = here.agent_pid()
+    here.stop(pid)
+    trainer.go()
+    trainer.wait_for("step 9")
+    assert "warning: the agent did not answer 'slot'" in trainer.said
+    here.resume(pid)
+    assert trainer.wait() == 0, trainer.said
+    assert trainer.end == plain
+    assert bucket.manifests()[-1]["finished"]
+
+
 @pytest.mark.fault(7, 13)
 @pytest.mark.parametrize("how", ["kill", "os_exit"])
 def test_what_was_sealed_is_committed_after_the_trainer_is_gone(
