@@ -86,7 +86,8 @@ def read_catalog(store: Store, *, before: int | None = None, deadline: Deadline 
         FutureFormat: a record of a newer version.
         StoreError: a request failed.
     """
-    listed, strangers = list_keys(store, (ATTEMPTS_PREFIX, SNAPSHOTS_PREFIX), deadline=deadline)
+    # snapshots first: whatever they show, the base of its attempt was written before it
+    listed, strangers = list_keys(store, (SNAPSHOTS_PREFIX, ATTEMPTS_PREFIX), deadline=deadline)
     numbers = {key.attempt for key in listed if key.kind in ("claim", "base", "heartbeat")}
     claims = {key.attempt for key in listed if key.kind == "claim"} | set(range(1, before or 1))
     bases = {key.attempt for key in listed if key.kind == "base"}
