@@ -7,6 +7,7 @@ manifest is read again after that, so that a pruning that did not see the record
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,10 @@ from spotckpt.training.say import say
 from spotckpt.training.session import Session
 
 RELEASE_S = 5.0
+PID_1 = (
+    "warning: this process is PID 1 of its container: if it is killed, the agent dies with it, and what is not "
+    "uploaded by then is lost; stop it with SIGTERM and time enough for an upload (docker stop --time)"
+)
 
 Say = Callable[[str], None]
 
@@ -132,6 +137,8 @@ def _finished_snapshot(store: Store, address: Address) -> Saved | None:
 
 def _claim(store: Store, beginning: Beginning, address: Address) -> None:
     request = beginning.request
+    if os.getpid() == 1:
+        say(PID_1)
     session = Session(address.uri, request.settings)
     beginning.session = session
     try:

@@ -6,12 +6,15 @@ Every training here is a process of its own with a private agent, as a user's wo
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.servers import S3Env, wait_until
+from tests.training.forked import SCRIPT
 from tests.training.machine import Bucket, Machine, machine
 
 STEPS = 10  # two epochs of five batches
@@ -276,3 +279,14 @@ def test_sigterm_while_waiting_for_its_turn_ends_at_once(here: Machine, bucket: 
     assert bucket.attempts() == [1]
     holder.go()
     assert holder.wait() == 0
+
+
+def test_a_training_that_is_pid_1_is_told_what_that_means(here: Machine, bucket: Bucket, tmp_path: Path) -> None:
+    isolated = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*isolated, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this user may not make PID namespaces")
+    command = [*isolated, sys.executable, str(SCRIPT), f"--uri={bucket.uri}", f"--trace={tmp_path}/trace"]
+    done = subprocess.run(command, env=here.environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "PID 1" in done.stderr
+    assert bucket.manifests()[-1]["finished"]
