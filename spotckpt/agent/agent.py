@@ -7,11 +7,11 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from spotckpt.agent import protocol
 from spotckpt.agent.board import Board
 from spotckpt.agent.connection import Connection
+from spotckpt.agent.fields import count_of, seconds_of, text_of, texts_of
 from spotckpt.agent.opening import Request, open_run, parse_environment
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.processes import Process, boot_id, pid_namespace
@@ -19,7 +19,7 @@ from spotckpt.agent.protocol import Message
 from spotckpt.agent.run import Run
 from spotckpt.agent.spool import RunSpool, Spool, Token
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
-from spotckpt.errors import AgentError, SpotckptError, UsageError
+from spotckpt.errors import AgentError, SpotckptError
 from spotckpt.notices.notice import Notice
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.records import Base, Holder
@@ -285,7 +285,7 @@ class Agent:
 
     def _attach(self, connection: Connection, message: Message) -> Message:
         assert connection.process is not None
-        uri, attempt = _text(message, "uri"), _number(message, "attempt")
+        uri, attempt = text_of(message, "uri"), count_of(message, "attempt")
         run = self.run_of(uri)
         if run is None or run.token.attempt != attempt:
             raise AgentError(f"there is no attempt {attempt} of {uri} here", hint="open the run again")
@@ -301,8 +301,8 @@ class Agent:
                 run.token.attempt,
                 None if snapshot is None else str(SnapshotId.parse(str(snapshot))),
                 str(message.get("selector") or "newest"),
-                _texts(message, "consumed"),
-                _texts(message, "skipped"),
+                texts_of(message, "consumed"),
+                texts_of(message, "skipped"),
             )
         )
         return {}
@@ -310,7 +310,7 @@ class Agent:
     def _slot(self, connection: Connection, message: Message) -> Message:
         run = self._own(connection, message)
         slot = run.lend(
-            _number(message, "size_bytes"), step=_number(message, "step"), wait_s=_seconds(message, "wait_s") or 0.0
+            count_of(message, "size_bytes"), step=count_of(message, "step"), wait_s=seconds_of(message, "wait_s") or 0.0
         )
         if slot is None or slot.grant is None:
             return {"busy": True, "slots": len(run.spool.slots)}
@@ -324,16 +324,16 @@ class Agent:
         }
 
     def _abort(self, connection: Connection, message: Message) -> Message:
-        self._own(connection, message).abort(_number(message, "generation"))
+        self._own(connection, message).abort(count_of(message, "generation"))
         return {}
 
     def _sealed(self, connection: Connection, message: Message) -> Message:
-        self._own(connection, message).sealed(_number(message, "generation"))
+        self._own(connection, message).sealed(count_of(message, "generation"))
         return {}
 
     def _drain(self, connection: Connection, message: Message) -> Message:
         run = self._own(connection, message)
-        seconds = _seconds(message, "deadline_s")
+        seconds = seconds_of(message, "deadline_s")
         deadline = run.drain_limit() if seconds is None else Deadline.after(seconds, self._clock)
 
         def on_progress(transfer: Message) -> None:
@@ -343,7 +343,7 @@ class Agent:
 
     def _own(self, connection: Connection, message: Message) -> Run:
         """The run that the message names, which must be the caller's."""
-        uri = _text(message, "uri")
+        uri = text_of(message, "uri")
         run = self.run_of(uri)
         if run is None or run.trainer != connection.process:
             raise AgentError(f"{uri} is not open in this process", hint="open it, or attach after an agent's end")
@@ -379,36 +379,6 @@ class Agent:
             self.board.clear()
             return {}
         notice = self.board.inject(
-            str(message.get("action")), in_s=_seconds(message, "in_s"), kind=str(message.get("kind") or "manual")
+            str(message.get("action")), in_s=seconds_of(message, "in_s"), kind=str(message.get("kind") or "manual")
         )
         return {"notice_id": notice.id}
-
-
-def _text(message: Mapping[str, Any], name: str) -> str:
-    value = message.get(name)
-    if not isinstance(value, str) or not value:
-        raise UsageError(f"{message.get('op')}: {name} is {value!r}, not a text", hint="give it")
-    return value
-
-
-def _texts(message: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    value = message.get(name) or []
-    if not isinstance(value, list):
-        raise UsageError(f"{message.get('op')}: {name} is {value!r}, not a list", hint="give texts")
-    return tuple(str(item) for item in value)
-
-
-def _number(message: Mapping[str, Any], name: str) -> int:
-    value = message.get(name)
-    if type(value) is not int or value < 0:
-        raise UsageError(f"{message.get('op')}: {name} is {value!r}, not a count", hint="give it")
-    return value
-
-
-def _seconds(message: Mapping[str, Any], name: str) -> float | None:
-    value = message.get(name)
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not 0 <= value < float("inf"):
-        raise UsageError(f"{message.get('op')}: {name} is {value!r}, not seconds", hint="give a number of seconds")
-    return float(value)

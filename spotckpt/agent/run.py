@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from spotckpt.agent.heart import Heart
 from spotckpt.agent.options import AgentOptions
@@ -315,7 +314,7 @@ class Run:
             "run_id": self.token.run_id,
             "attempt": self.token.attempt,
             "state": self._state(),
-            "slots": [_slot_status(slot) for slot in list(self.spool.slots)],
+            "slots": [slot.to_json() for slot in list(self.spool.slots)],
             "uploading": transfer.to_json() if transfer else None,
             "last_committed": self.token.last_committed,
             "trainer_pid": trainer.pid if trainer else None,
@@ -460,14 +459,3 @@ class Run:
         _LOG.info(
             "attempt %d of %s %s; last committed: %s", self.token.attempt, self.uri, state, self.token.last_committed
         )
-
-
-def _slot_status(slot: SpoolSlot) -> dict[str, Any]:
-    grant = slot.grant
-    state = "free" if grant is None else "leased" if slot.leased else "sealed" if slot.seal() else "staging"
-    return {
-        "state": state,
-        "id": grant.id if grant else None,
-        "size_bytes": slot.allocated_bytes,
-        "path": str(slot.data_path),
-    }

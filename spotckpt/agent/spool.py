@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from blake3 import blake3
 
@@ -195,6 +196,17 @@ class SpoolSlot:
     def _forget_mapping(self) -> None:
         # a view that somebody still holds keeps the memory; the mapping then goes with it
         self._mapped = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As in `status`."""
+        grant = self.grant
+        state = "free" if grant is None else "leased" if self.leased else "sealed" if self.seal() else "staging"
+        return {
+            "state": state,
+            "id": grant.id if grant else None,
+            "size_bytes": self.allocated_bytes,
+            "path": str(self.data_path),
+        }
 
     def remove(self) -> None:
         """Removes the slot's files."""
