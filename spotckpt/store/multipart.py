@@ -26,7 +26,7 @@ from spotckpt.store.parallel import at_once
 PART_BYTES = 8 * MIB
 MOST_PARTS = 10_000
 PARTS_AT_ONCE = 4
-ABORT_TIMEOUT_S = 10.0
+ABORT_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,12 @@ class Upload:
     def _abort(self, upload_id: str) -> None:
         deadline = Deadline.after(ABORT_TIMEOUT_S, self.clock)
         call = replace(self.call, deadline=deadline)
-        request = self.client.request("abort_multipart_upload", call, UploadId=upload_id, **self.place)
+
+        async def attempt() -> None:
+            await self.client.request("abort_multipart_upload", call, UploadId=upload_id, **self.place)
+
         try:
-            self.client.run(call, request)
+            self.client.run(call, self.client.retried(attempt, deadline))
         except StoreError:
             return  # the error that ended the upload is the one to tell; a lifecycle rule is the last resort
 

@@ -432,6 +432,19 @@ def test_an_aborted_put_leaves_no_upload(server, request):
     assert env.keys() == []
 
 
+def test_an_abort_that_is_refused_once_is_tried_again(s3_env):
+    def give_up(_: int) -> None:
+        raise GivenUp
+
+    with Proxy(s3_env.url) as proxy:
+        proxy.on("DELETE", "uploadId", answer(503, error_body("SlowDown")), times=2)
+        store = open_store(s3_env.uri, environment=s3_env.behind(proxy.url).environment)
+        with pytest.raises(GivenUp):
+            store.put("pack", [bytes(24 * MIB)], progress=give_up)
+        assert len(proxy.wait_for("DELETE", "uploadId", count=3)) == 3
+    assert s3_env.uploads() == []
+
+
 def test_a_put_that_overruns_its_deadline_ends_and_is_aborted(s3_env):
     with Proxy(s3_env.url, bytes_per_s=2 * MIB) as proxy:
         store = open_store(s3_env.uri, environment=s3_env.behind(proxy.url).environment)
