@@ -101,11 +101,15 @@ class Address:
         """
         uri, selector = _split(text)
         if "://" not in uri:
-            uri = f"file://{uri}"
+            uri = f"file://{_plain_path(uri)}"
         match = _URI.fullmatch(uri)
         path = match["path"].rstrip("/") if match else ""
-        if match is None or not path:
+        if match is None:
+            raise AddressError(f"run address {text!r} is no URI", hint="write it as s3://bucket/path, in lower case")
+        if not path:
             raise AddressError(f"run address {text!r} has no path", hint="write it as s3://bucket/path")
+        if "@" in path.rpartition("/")[2] or path != path.strip():
+            raise AddressError(f"run address {text!r} ends in a stray '@' or a blank", hint=_SELECTOR_HINT)
         if any(part in ("", "..", ".") for part in path.removeprefix("/").split("/")):
             raise AddressError(f"run address {text!r} has an empty, '.' or '..' part", hint="write the plain path")
         if match["protocol"] in ("s3", "s3a") and "/" not in path:
@@ -116,6 +120,13 @@ class Address:
 
     def __str__(self) -> str:
         return self.uri if self.selector == NEWEST else f"{self.uri}@{self.selector}"
+
+
+def _plain_path(text: str) -> str:
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text)
+    if scheme:
+        raise AddressError(f"run address {text!r} has one slash after {scheme[1]}:", hint=f"write {scheme[1]}://")
+    return text
 
 
 def _split(text: str) -> tuple[str, Selector]:

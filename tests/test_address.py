@@ -52,6 +52,11 @@ def test_reads_what_people_write(text, uri, selector):
         "s3://b/run@best=valid/top1:best",
         "s3://b/run@a0003-n12",
         "s3://b/run\x00",
+        "s3:/b/run",
+        "file:/tmp/run",
+        "S3://b/run",
+        "s3://b/run@@step=7",
+        "s3://b/run @step=7",
     ],
 )
 def test_refuses_the_rest_and_says_what_to_write(text):

@@ -36,6 +36,11 @@ class Situation:
     reserve_s: float = RESERVE_S
 
 
+def fits(size_bytes: int, *, seconds_left: float, bandwidth: float) -> bool:
+    """Whether that much can be sent before the deadline, even at half the bandwidth, in bytes per second."""
+    return 2 * size_bytes / bandwidth + RESERVE_S <= seconds_left
+
+
 @dataclass(frozen=True)
 class Decision:
     """What the agent and the trainer shall do.

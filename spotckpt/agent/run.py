@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping
 
 from spotckpt.agent.heart import Heart
 from spotckpt.agent.options import AgentOptions
-from spotckpt.agent.planner import Decision, Situation, decide
+from spotckpt.agent.planner import Decision, Situation, decide, fits
 from spotckpt.agent.processes import Process
 from spotckpt.agent.protocol import Message, error_fields
 from spotckpt.agent.sending import SLOWEST_BYTES_PER_S, Backoff, Sender, UnreadableSlot
@@ -75,6 +76,7 @@ class Run:
         self._ended = self._sending = False
         self.superseded: Superseded | None = None
         self._dropped: SpotckptError | None = None
+        self._deadline = Deadline(math.inf, clock.now)
         self.backoff = Backoff(clock)
         self._sender = Sender(spool, store=lambda: self._store, require_ours=self._require_ours, clock=clock)
         self._snapshot_bytes: int | None = None
@@ -214,6 +216,7 @@ class Run:
             committed, acknowledged, and failure if not acknowledged.
         """
         seen, shown = self.backoff.failures, (-1, "")
+        self._deadline = self._deadline.within(deadline.seconds_left)
         if close:
             self.leave()
         self.hurry()
@@ -295,6 +298,9 @@ class Run:
             )
         )
         self._answered.add(notice.id)
+        seconds_left = notice.seconds_left(self._clock.now())
+        if notice.is_final and seconds_left is not None:
+            self._deadline = self._deadline.within(seconds_left)
         if decision.upload_now:
             self.hurry()
         _LOG.info("attempt %d of %s: %s", self.token.attempt, self.uri, decision.why)
@@ -351,16 +357,30 @@ class Run:
             self._finish()
 
     def _next(self) -> tuple[SpoolSlot | None, Seal | None]:
-        """The newest sealed slot, leased, if it is to be uploaded now; older ones are freed."""
-        pending = self._pending()
-        if not pending or self.backoff.pausing or self.superseded is not None:
+        """The slot to upload now, leased: the newest, after older ones that were asked for; the others are freed."""
+        if not self._pending() or self.backoff.pausing or self.superseded is not None:
             return None, None
-        slot, seal = pending[0]
-        for older, old in pending[1:]:
-            _LOG.info("%s is dropped unsent: %s is newer", old.id, seal.id)
-            older.free()
+        for older, old in self.spool.outdated():
+            self._drop(older, old)
+        pending = self.spool.sealed()
+        if len(pending) > 1 and not self._has_time_for(sum(seal.data_bytes for _, seal in pending)):
+            for older, old in pending[1:]:
+                self._drop(older, old)
+        slot, seal = self.spool.sealed()[-1]  # in the order of the ids: a parent before its child
         slot.leased = self._sending = True
         return slot, seal
+
+    def _has_time_for(self, size_bytes: int) -> bool:
+        if self._deadline.passed:  # and we are still here: it was another's, or the machine did not go
+            return True
+        bandwidth = self._sender.bandwidth or SLOWEST_BYTES_PER_S
+        return fits(size_bytes, seconds_left=self._deadline.seconds_left, bandwidth=bandwidth)
+
+    def _drop(self, slot: SpoolSlot, seal: Seal) -> None:
+        _LOG.log(logging.WARNING if seal.is_kept else logging.INFO, "%s is dropped unsent for a newer one", seal.id)
+        if seal.is_kept:
+            self._emit({"event": "dropped", "uri": self.uri, "id": seal.id, "reason": seal.reason})
+        slot.free()
 
     def _pending(self) -> list[tuple[SpoolSlot, Seal]]:
         if not self.token.based or self._ended:

@@ -40,6 +40,7 @@ class Seal:
         boot_id: the boot; after another one the data file's pages may be lost.
         data_bytes: how much of the data file is the snapshot's.
         staged_digest: BLAKE3 of `staged.json`.
+        reason: why the snapshot was taken; the one of a `best` or `manual` is not dropped for a newer one.
     """
 
     id: str
@@ -47,6 +48,12 @@ class Seal:
     boot_id: str
     data_bytes: int
     staged_digest: str
+    reason: str
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether somebody asked for just this snapshot."""
+        return self.reason in ("best", "manual")
 
     def to_bytes(self) -> bytes:
         """As JSON."""
@@ -121,7 +128,9 @@ class Slot:
             SpoolError: the slot is no more, or there is no room for the description.
         """
         described = staged.to_bytes()
-        seal = Seal(self.id, self.generation, boot_id(), staged.data_bytes, blake3(described).hexdigest())
+        seal = Seal(
+            self.id, self.generation, boot_id(), staged.data_bytes, blake3(described).hexdigest(), staged.reason
+        )
         try:
             write_durably(self.path / STAGED_NAME, described)
             write_durably(self.path / SEAL_NAME, seal.to_bytes())

@@ -234,6 +234,19 @@ class RunSpool:
         found = [(slot, seal) for slot in self.slots if (seal := slot.seal()) is not None]
         return sorted(found, key=lambda pair: SnapshotId.parse(pair[1].id), reverse=True)
 
+    def outdated(self) -> list[tuple[SpoolSlot, Seal]]:
+        """The sealed slots that a newer one has made pointless, the newest first; never a leased one.
+
+        A manual snapshot stays, and so does the newest of the best.
+        """
+        found, best = [], False
+        for number, (slot, seal) in enumerate(self.sealed()):
+            stays = number == 0 or seal.reason == "manual" or (seal.reason == "best" and not best)
+            best = best or seal.reason == "best"
+            if not stays and not slot.leased:
+                found.append((slot, seal))
+        return found
+
     def drop_older(self, than: SnapshotId) -> list[str]:
         """Frees the sealed slots up to and including that snapshot, except leased ones; their ids."""
         dropped = []
@@ -291,10 +304,9 @@ class RunSpool:
             path = next(self.path / f"slot-{k}" for k in range(most) if f"slot-{k}" not in taken)
             path.mkdir(mode=0o700, exist_ok=True)
             yield SpoolSlot(path, self._disk)
-        for slot, _ in reversed(self.sealed()[1:]):
-            if not slot.leased:
-                slot.free()
-                yield slot
+        for slot, _ in reversed(self.outdated()):
+            slot.free()
+            yield slot
 
     def _grant(self, slot: SpoolSlot, step: int) -> SpoolSlot:
         token = self.token

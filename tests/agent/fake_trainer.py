@@ -36,14 +36,14 @@ def tell(**fields: Any) -> None:
         sys.stdout.flush()
 
 
-def describe(snapshot: str, step: int, numbers: int) -> Staged:
+def describe(snapshot: str, step: int, numbers: int, reason: str = "periodic") -> Staged:
     place = layout([("weight", "F32", (numbers,))])
     chunk = Chunk(0, place.offsets[0], 4 * numbers, (0,), (numbers,))
     return Staged(
         id=snapshot,
         step=step,
         epoch=0,
-        reason="periodic",
+        reason=reason,
         created=time.time(),
         tree={"step": step},
         tensors=(TensorEntry("weight", "F32", (numbers,), None, (chunk,)),),
@@ -100,7 +100,7 @@ class Trainer:
         slot, numbers = Slot.from_reply(command["slot"]), command.get("numbers", 1000)
         np.frombuffer(self.mappings.open(slot), dtype="<f4", count=numbers)[:] = command["step"]
         if not command.get("tear"):
-            slot.seal(describe(slot.id, command["step"], numbers))
+            slot.seal(describe(slot.id, command["step"], numbers, command.get("reason", "periodic")))
         return {}
 
 

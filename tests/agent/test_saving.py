@@ -92,3 +92,35 @@ def test_slots_are_busy_wait_and_come_back(here: Machine, s3_env: S3Env) -> None
         waited = trainer.call("slot", uri=s3_env.uri, size_bytes=4000, step=5, wait_s=30)
         assert "generation" in waited
         proxy.bytes_per_s = None
+
+
+def test_what_was_asked_for_is_not_dropped_for_a_newer_one(here: Machine, s3_env: S3Env) -> None:
+    with Proxy(s3_env.url, bytes_per_s=2e6) as proxy:
+        here.agent("--slots=6")
+        trainer = here.trainer(**s3_env.behind(proxy.url).environment)
+        trainer.open(s3_env.uri)
+        first = trainer.stage(s3_env.uri, 1, numbers=500_000)["snapshot"]
+        proxy.wait_for("PUT", r"/packs/.*safetensors")
+        reasons = ["best", "periodic", "manual", "best", "periodic"]
+        ids = [trainer.stage(s3_env.uri, 2 + n, reason=reason)["snapshot"] for n, reason in enumerate(reasons)]
+        proxy.bytes_per_s = None
+        assert trainer.call("close", uri=s3_env.uri, deadline_s=60)["acknowledged"]
+    _older_best, _periodic, manual, best, newest = ids
+    committed = [event["id"] for event in trainer.events("committed")]
+    assert committed == [first, manual, best, newest]
+    assert str(check(s3_env.uri, committed)) == newest
+
+
+def test_before_a_deadline_the_newest_goes_first(here: Machine, s3_env: S3Env) -> None:
+    with Proxy(s3_env.url, bytes_per_s=2e6) as proxy:
+        here.agent("--slots=6")
+        trainer = here.trainer(**s3_env.behind(proxy.url).environment)
+        trainer.open(s3_env.uri)
+        trainer.stage(s3_env.uri, 1, numbers=500_000)
+        proxy.wait_for("PUT", r"/packs/.*safetensors")
+        best = trainer.stage(s3_env.uri, 2, numbers=500_000, reason="best")["snapshot"]
+        newest = trainer.stage(s3_env.uri, 3, numbers=500_000)["snapshot"]
+        trainer.call("notify", action="terminate", in_s=7)
+        trainer.wait_committed(newest)
+    assert trainer.wait_event("dropped")["id"] == best
+    assert best not in [event["id"] for event in trainer.events("committed")]

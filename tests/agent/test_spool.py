@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,12 +139,11 @@ def test_a_leased_slot_is_never_granted_or_dropped(run: RunSpool) -> None:
 
 
 def test_without_memory_the_disk_is_used(run: RunSpool, tmp_path: Path) -> None:
-    run_dir = Path("/dev/shm") if room.is_memory(Path("/dev/shm")) else None
-    if run_dir is None:
+    if not room.is_memory(Path("/dev/shm")):
         pytest.skip("there is no tmpfs at /dev/shm")
-    memory = run_dir / f"spotckpt-test-{tmp_path.name}"
-    memory.mkdir(mode=0o700)
-    try:
+    with tempfile.TemporaryDirectory(prefix="spotckpt-test-", dir="/dev/shm") as parent:
+        memory = Path(parent) / "run"
+        memory.mkdir(mode=0o700)
         staged = RunSpool(memory, tmp_path / "disk" / "x", run.token)
         slot = _lend(staged, reserve_bytes=1 << 60)
         assert slot is not None
@@ -153,10 +153,6 @@ def test_without_memory_the_disk_is_used(run: RunSpool, tmp_path: Path) -> None:
         staged.remove()
         assert not memory.exists()
         assert not list((tmp_path / "disk").rglob("*.data"))
-    finally:
-        for left in memory.rglob("*"):
-            if left.is_file():
-                left.unlink()
 
 
 def test_without_any_room_the_error_says_how_much_is_missing(run: RunSpool) -> None:
