@@ -23,6 +23,7 @@ def running(request: Request) -> Iterator[Run]:
     run = Run(begin(request))
     try:
         yield run
+        run._check_complete()
     except BaseException:
         run._left()
         raise

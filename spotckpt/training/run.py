@@ -306,7 +306,13 @@ class Run:
                 self._encodable = True
             self._saver.point()
 
+    def _check_complete(self) -> None:
+        """Before a final snapshot: it must not lack what the snapshot before it holds."""
+        if self._saver is not None and not self._over:
+            self._tracked.check_complete()
+
     def _finish(self) -> None:
+        self._check_complete()
         self._over = True
         self._finish_due = False
         self._position.finish()

@@ -123,8 +123,13 @@ class Tracked:
         source = self._saved or (self._initial if isinstance(obj, torch.nn.Module) else None)
         if source is None or name in source.objects or name in optional:
             return
+        if not source.objects:
+            raise MismatchError(
+                f"{name} is not in snapshot {source.id}, which holds no objects at all",
+                hint="it was taken by a program that tracked nothing: name another one, or start afresh with @start",
+            )
         raise MismatchError(
-            f"{name} is not in snapshot {source.id}, which holds {', '.join(sorted(source.objects)) or 'nothing'}",
+            f"{name} is not in snapshot {source.id}, which holds {', '.join(sorted(source.objects))}",
             hint=f"if it is new, say so: run.track(..., optional=[{name!r}])",
         )
 

@@ -1,0 +1,76 @@
+"""What a run says, and refuses, when it does not go as its program meant it. One process, with an agent of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import spotckpt
+from spotckpt.errors import MismatchError
+from tests.training.machine import Bucket, Machine, machine
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Machine]:
+    with machine() as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def on_this_machine(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SPOTCKPT_RUNTIME_DIR", "SPOTCKPT_SPOOL"):
+        monkeypatch.setenv(name, here.environment[name])
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Bucket:
+    return Bucket(f"file://{tmp_path}/run")
+
+
+class Boom(Exception):
+    """What ends a training here."""
+
+
+def train(uri: str, num_steps: int = 4, *, fail: bool = False, **track: object) -> list[int]:
+    """Snapshots at every step; returns the steps whose bodies ran."""
+    model = torch.nn.Linear(2, 1)
+    steps = []
+    with spotckpt.open_run(uri, every="1 steps", arguments={"lr": 0.01}) as run:
+        run.track(model=model, **track)  # type: ignore[arg-type]
+        for step in run.steps(num_steps):
+            steps.append(step)
+            if fail and step == num_steps - 1:
+                raise Boom
+    return steps
+
+
+def broken_off(bucket: Bucket, num_steps: int = 4) -> None:
+    """A run that ended by an exception after three steps."""
+    with pytest.raises(Boom):
+        train(bucket.uri, num_steps, fail=True)
+
+
+@pytest.mark.parametrize("how", ["returning", "finish"])
+def test_no_final_snapshot_without_what_the_last_one_holds(bucket: Bucket, how: str) -> None:
+    broken_off(bucket)
+    before = [manifest["snapshot"] for manifest in bucket.manifests()]
+    refused = pytest.raises(MismatchError, match="holds model, which the run does not track")
+    with refused, spotckpt.open_run(bucket.uri) as run:
+        if how == "finish":
+            run.finish()
+    assert [manifest["snapshot"] for manifest in bucket.manifests()] == before
+    assert bucket.released(2)
+    assert train(bucket.uri) == [3]
+
+
+def test_a_snapshot_without_objects_is_no_reason_to_call_the_model_new(bucket: Bucket) -> None:
+    with pytest.raises(Boom), spotckpt.open_run(bucket.uri, every="1 steps") as run:
+        for step in run.steps(3):
+            if step == 2:
+                raise Boom
+    with pytest.raises(MismatchError, match="holds no objects at all") as refused:
+        train(bucket.uri)
+    assert "optional" not in str(refused.value)
