@@ -25,7 +25,7 @@ def parse_seconds(value: float | str | timedelta, *, name: str) -> float:
         match = _DURATION.fullmatch(value.strip())
         seconds = float(match[1]) * _UNITS[match[2]] if match else -1.0
     else:
-        seconds = float(value)
+        seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else -1.0
     if not 0 <= seconds < float("inf"):
         raise SettingError(f"{name}={value!r} is not a duration", hint="write seconds, or 30s, 10min, 2h")
     return seconds

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from spotckpt.address import Address, Metric, fill_template
 from spotckpt.config import Every, Settings, parse_seconds
-from spotckpt.errors import AddressError, SettingError, WorldSizeError
+from spotckpt.errors import AddressError, SettingError, UsageError, WorldSizeError
 
 Resume = Literal["replay", "skip"]
 
@@ -73,14 +74,45 @@ def make_request(uri: str | None, arguments: Mapping[str, Any], options: Options
     if disabled(os.environ):
         return Request(None, settings, None, resume, arguments)
     if not uri:
-        raise AddressError("this training has no address", hint="give a URI to the decorator or to SPOTCKPT_URI")
-    init_from = options.get("init_from")
+        raise AddressError(
+            "this training has no address", hint="give a URI to the decorator, to train.at(uri) or to SPOTCKPT_URI"
+        )
+    init_from = address_text(options.get("init_from"), given_to="init_from")
     return Request(
         parse_address(fill_template(uri, arguments)),
         settings,
         parse_address(init_from) if init_from else None,
         resume,
         arguments,
+    )
+
+
+def check_options(function: str, options: Mapping[str, object]) -> None:
+    """Refuses keywords that nobody would read.
+
+    Raises:
+        SettingError: `function` has no such option.
+    """
+    known = sorted(Options.__annotations__)
+    for name in options:
+        if name not in known:
+            similar = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {similar[0]}?" if similar else f"its options are {', '.join(known)}"
+            raise SettingError(f"{function} has no option {name!r}", hint=hint)
+
+
+def address_text(uri: object, *, given_to: str) -> str | None:
+    """An address as it was given, a path too, as text; None stays None.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if uri is None or isinstance(uri, str):
+        return uri
+    if isinstance(uri, os.PathLike):
+        return os.fsdecode(cast("os.PathLike[str]", uri))
+    raise UsageError(
+        f"{given_to} was given {uri!r:.60}, which is no address", hint="write it as in 's3://bucket/path' or a path"
     )
 
 
@@ -95,15 +127,28 @@ def parse_address(text: str) -> Address:
 
 def make_settings(options: Options) -> Settings:
     """The options as checked settings."""
-    keep_best = options.get("keep_best")
+    endpoint = options.get("metadata_endpoint", "")
+    if not isinstance(endpoint, str):
+        raise SettingError(f"metadata_endpoint={endpoint!r} is not a URL", hint="leave it out for EC2's own")
     return Settings(
         every=Every.parse(options.get("every", 600.0)),
-        keep_best=Metric.parse(keep_best) if keep_best else None,
+        keep_best=_metric(options.get("keep_best")),
         stale_after_s=parse_seconds(options.get("stale_after", 60.0), name="stale_after"),
         sigterm_grace_s=parse_seconds(options.get("sigterm_grace", 10.0), name="sigterm_grace"),
         call_timeout_s=parse_seconds(options.get("call_timeout", 60.0), name="call_timeout"),
-        metadata_endpoint=options.get("metadata_endpoint", ""),
+        metadata_endpoint=endpoint,
     )
+
+
+def _metric(keep_best: object) -> Metric | None:
+    if keep_best is None or keep_best == "":
+        return None
+    try:
+        return Metric.parse(keep_best if isinstance(keep_best, str) else "")
+    except AddressError as error:
+        raise SettingError(
+            f"keep_best={keep_best!r} is not SET/NAME:min or SET/NAME:max", hint='as in keep_best="valid/top1:max"'
+        ) from error
 
 
 def check_world_size(environ: Mapping[str, str]) -> None:

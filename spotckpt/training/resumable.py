@@ -7,12 +7,12 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from spotckpt.errors import SpotckptError, StopTraining
 from spotckpt.training.arguments import bound_arguments
 from spotckpt.training.endings import running
-from spotckpt.training.request import Options, make_request
+from spotckpt.training.request import Options, address_text, check_options, make_request
 from spotckpt.training.run import Run
 from spotckpt.training.say import say, say_error
 
@@ -38,12 +38,12 @@ class Resumable(Generic[P, R]):
         self._options = options
         functools.update_wrapper(self, function)
 
-    def at(self, uri: str | None) -> Resumable[P, R]:
+    def at(self, uri: str | os.PathLike[str] | None) -> Resumable[P, R]:
         """The same function at another address, with or without a selector; None leaves it as it is."""
         if uri is None:
             return self
         other = Resumable(self._function, self._uri, self._options)
-        other._at = uri
+        other._at = address_text(uri, given_to="at")
         return other
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -70,7 +70,7 @@ def resumable(uri: Callable[Concatenate[Run, P], R], /) -> Resumable[P, R]: ...
 
 @overload
 def resumable(
-    uri: str | None = None, **options: Unpack[Options]
+    uri: str | os.PathLike[str] | None = None, **options: Unpack[Options]
 ) -> Callable[[Callable[Concatenate[Run, P], R]], Resumable[P, R]]: ...
 
 
@@ -87,19 +87,27 @@ def resumable(uri: Any = None, **options: Unpack[Options]) -> Any:
         uri: where the run lives, as in `s3://bucket/path` or `file:///path`; a selector may follow
             (`@step=1200`, `@best=valid/top1:max`, `@start`).
         options: see `spotckpt.training.request.Options`.
+
+    Raises:
+        UsageError: `uri` is neither an address nor a function, or there is no such option.
     """
+    check_options("resumable", options)
     if callable(uri):
         return Resumable(uri, None, options)
+    address = address_text(uri, given_to="resumable")
 
     def decorate(function: Callable[Concatenate[Run, P], R]) -> Resumable[P, R]:
-        return Resumable(function, cast("str | None", uri), options)
+        return Resumable(function, address, options)
 
     return decorate
 
 
 @contextmanager
 def open_run(
-    uri: str | None = None, *, arguments: Mapping[str, Any] | None = None, **options: Unpack[Options]
+    uri: str | os.PathLike[str] | None = None,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    **options: Unpack[Options],
 ) -> Iterator[Run]:
     """The same without the decorator: `with spotckpt.open_run("s3://bucket/resnet") as run: ...`
 
@@ -110,8 +118,9 @@ def open_run(
         arguments: recorded with every snapshot, and they fill a template in `uri`.
         options: see `spotckpt.training.request.Options`.
     """
-    uri = uri or os.environ.get("SPOTCKPT_URI")
-    with running(make_request(uri, arguments or {}, options)) as run:
+    check_options("open_run", options)
+    address = address_text(uri, given_to="open_run") or os.environ.get("SPOTCKPT_URI")
+    with running(make_request(address, arguments or {}, options)) as run:
         yield run
 
 

@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
+from spotckpt.errors import UsageError
 from spotckpt.snapshot.metrics import Best, History, as_float
 from spotckpt.training.capture import Capture, capture, check_encodable
 from spotckpt.training.curves import HistoryView
@@ -77,7 +78,7 @@ class Run:
 
     def track(
         self,
-        *,
+        *unnamed: object,
         strict: bool = True,
         map_location: MapLocation = None,
         override: Mapping[str, Sequence[str]] | None = None,
@@ -88,6 +89,7 @@ class Run:
         """Makes the objects part of every snapshot and, when there is one to go on from, restores them in place.
 
         Args:
+            unnamed: refused: each object needs a name of its own.
             strict: False skips keys and shapes of a module that do not fit, and lists them.
             map_location: where tensors go that are not copied into existing ones.
             override: keys whose present values win over the snapshot's: `{"optimizer": ["lr"]}`.
@@ -100,6 +102,11 @@ class Run:
             MismatchError: snapshot and objects do not fit.
             UsageError: a name is taken, or an object cannot be tracked.
         """
+        if unnamed:
+            raise UsageError(
+                f"run.track was given a {type(unnamed[0]).__name__} without a name",
+                hint="name each object: run.track(model=model, optimizer=optimizer)",
+            )
         self._tracked.add(
             objects,
             strict=strict,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import spotckpt
-from spotckpt.errors import AddressError, SettingError, WorldSizeError
+from spotckpt.errors import AddressError, SettingError, UsageError, WorldSizeError
 from spotckpt.training.arguments import bound_arguments, changed, describe
 from spotckpt.training.request import make_request, make_settings
 
@@ -85,7 +86,8 @@ def test_without_an_address_says_what_to_do(capfd: pytest.CaptureFixture[str]) -
 
     assert ending_of(train) == 10
     assert capfd.readouterr().err.splitlines() == [
-        "spotckpt: error: this training has no address; give a URI to the decorator or to SPOTCKPT_URI"
+        "spotckpt: error: this training has no address; give a URI to the decorator, to train.at(uri) "
+        "or to SPOTCKPT_URI"
     ]
 
 
@@ -121,6 +123,47 @@ def test_settings_are_checked_before_anything_starts() -> None:
         make_settings({"every": "soon"})
     with pytest.raises(SettingError, match="resume"):
         make_request("file:///tmp/x", {}, {"resume": "guess"})  # type: ignore[typeddict-item]
+
+
+def test_unknown_options_are_refused_where_they_are_written() -> None:
+    with pytest.raises(SettingError, match=r"resumable has no option 'evry'; did you mean every\?"):
+        spotckpt.resumable("file:///tmp/never", evry="10min")  # type: ignore[call-overload]
+    refused = pytest.raises(SettingError, match="open_run has no option 'zzz'; its options are call_timeout, every")
+    with refused, spotckpt.open_run("file:///tmp/never", zzz=1):  # type: ignore[call-arg]
+        raise AssertionError("never entered")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("every", None),
+        ("every", True),
+        ("every", ["10min"]),
+        ("sigterm_grace", [1]),
+        ("stale_after", "soon"),
+        ("call_timeout", {}),
+        ("keep_best", "top1"),
+        ("keep_best", 3),
+        ("metadata_endpoint", 3),
+    ],
+)
+def test_a_value_that_is_none_of_the_options_names_it(name: str, value: object) -> None:
+    with pytest.raises(SettingError, match=f"^{name}="):
+        make_settings({name: value})  # type: ignore[misc]
+
+
+def test_an_address_may_be_a_path_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPOTCKPT_DISABLED", "1")
+
+    @spotckpt.resumable(tmp_path / "run")
+    def train(run: spotckpt.Run) -> int:
+        return sum(run.steps(3))
+
+    assert train() == train.at(tmp_path / "other")() == 3
+    assert repr(train).endswith(f" at {tmp_path}/run>")
+    for refused in (3, b"s3://b/x"):
+        with pytest.raises(UsageError, match="which is no address"):
+            spotckpt.resumable(refused)  # type: ignore[call-overload]
 
 
 def test_open_run_raises_instead_of_exiting() -> None:

@@ -96,6 +96,8 @@ def test_tracking_refuses_what_no_snapshot_can_hold_and_names_twice() -> None:
         run.track(model=model)
         with pytest.raises(UsageError, match="model cannot be tracked"):
             run.track(model=model)
+        with pytest.raises(UsageError, match=r"given a Linear without a name; .*track\(model=model"):
+            run.track(model)
         with pytest.raises(UsageError, match="vars cannot be tracked"):
             run.track(vars={})
         with pytest.raises(UsageError, match="track: optimzer is not tracked"):
