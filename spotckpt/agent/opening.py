@@ -14,7 +14,7 @@ from spotckpt.agent.spool import Token
 from spotckpt.config import Settings
 from spotckpt.deadline import Clock
 from spotckpt.errors import AddressError, AgentError, UsageError
-from spotckpt.notices.notice import Notice
+from spotckpt.notices.notice import AFTERMATH_S, Notice
 from spotckpt.snapshot.attempts import ensure_run, take
 from spotckpt.snapshot.records import Claim, Holder, RunRecord
 from spotckpt.store.open import open_store
@@ -22,7 +22,7 @@ from spotckpt.store.open import open_store
 _LOG = logging.getLogger(__name__)
 
 _LOOK_S = 0.1
-_SAY_EVERY_S = 15.0
+_SAY_EVERY_S = 60.0
 
 
 class Abandoned(Exception):
@@ -170,7 +170,11 @@ class _Porch:
     def wait_for_notices(self) -> None:
         """A supervisor restarts faster than a doomed machine dies."""
         while (notice := self.house.final_notice()) is not None:
-            self.pause(f"not starting on this machine: {notice.kind} {notice.action} notice in force ({notice.id})")
+            remedy = "; if it is a mistake: spotckpt notify --clear" if notice.kind == "manual" else ""
+            self.pause(
+                f"not starting on this machine: {notice.kind} {notice.action} notice in force ({notice.id}), "
+                f"which lapses {AFTERMATH_S / 60:.0f} min after its time{remedy}"
+            )
 
     def occupied(self) -> str:
         """Who has the run here; lends an orphan our credentials, and fails if they do not help either."""

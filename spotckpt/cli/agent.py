@@ -101,14 +101,15 @@ def notify(action: str, in_s: float | None, clear: bool, runtime_dir: Path | Non
     """Tell the agent by hand that the machine will go.
 
     ACTION is terminate (the default), stop, hibernate or rebalance. Every trainer of the agent saves and, but for a
-    rebalance, leaves; none starts while the notice is in force.
+    rebalance, leaves; none starts while the notice is in force, which ends 5 minutes after its time, or by --clear.
     """
     if clear:
         _ask(runtime_dir, "notify", clear=True)
         output.emit_line("notices given by hand are cleared")
         return
     _ask(runtime_dir, "notify", action=action, in_s=in_s)
-    output.emit_line(f"the agent knows: {action}" + ("" if in_s is None else f" in {in_s:g} s"))
+    when = "" if in_s is None else f" in {in_s:g} s"
+    output.emit_line(f"the agent tells its trainers: {action}{when}; take it back with: spotckpt notify --clear")
 
 
 def _ask(runtime_dir: Path | None, op: str, **fields: Any) -> Mapping[str, Any]:

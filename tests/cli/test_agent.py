@@ -68,7 +68,8 @@ def test_status_of_an_open_run(agent, tmp_path, local_root):
 def test_notify_reaches_the_trainers(agent, tmp_path, action):
     events: list[dict] = []
     with Client.connect(tmp_path / "rt" / "agent.sock", on_event=events.append):
-        assert in_process("notify", action, "--in", "50").out == f"the agent knows: {action} in 50 s\n"
+        expected = f"the agent tells its trainers: {action} in 50 s; take it back with: spotckpt notify --clear\n"
+        assert in_process("notify", action, "--in", "50").out == expected
         wait_until(lambda: events, what="the notice")
     assert (events[0]["kind"], events[0]["action"]) == ("manual", action)
     assert 40 < events[0]["seconds_left"] <= 50
