@@ -49,6 +49,7 @@ class Beginning:
         saved: the snapshot to go on from.
         initial: a snapshot of another run whose weights to start from.
         finished: the run is over, and nothing was claimed.
+        followed: the selector was followed by an earlier attempt, so the training goes on from the newest.
         arguments: of the train function, as they are recorded.
         environment: as it is recorded.
     """
@@ -58,6 +59,7 @@ class Beginning:
     saved: Saved | None = None
     initial: Saved | None = None
     finished: bool = False
+    followed: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -81,12 +83,13 @@ def begin(request: Request) -> Beginning:
         return beginning
     with global_random_kept():
         store = open_store(address.uri, call_timeout_s=request.settings.call_timeout_s)
-        beginning.saved = _finished_snapshot(store, address)
+        beginning.saved = _finished_snapshot(store, beginning, address)
         if beginning.saved is not None:
             beginning.finished = True
-            say(f"finished run {address.uri} ({_where(beginning.saved)}): nothing to do, nothing is claimed")
+            _say_finished(beginning, "nothing is claimed")
         else:
             _claim(store, beginning, address)
+        _say_followed(beginning, address)
     _say_changes(beginning)
     return beginning
 
@@ -118,12 +121,13 @@ def global_random_kept() -> Iterator[None]:
         random.setstate(state)
 
 
-def _finished_snapshot(store: Store, address: Address) -> Saved | None:
+def _finished_snapshot(store: Store, beginning: Beginning, address: Address) -> Saved | None:
     """The newest snapshot if the run is over with it. Looks before anything is claimed, so that a selector that matches
     nothing, a future format or a run without one good manifest end here and change nothing.
     """
     catalog = read_catalog(store)
     choice = _choose(store, catalog, catalog.highest + 1, address.selector, lambda text: None)
+    beginning.followed = _is_followed(choice, address.selector)
     picked = pick(store, choice, lambda snapshot: read_manifest(store, snapshot), lambda text: None)
     if picked is None or not picked[1].finished:
         return None
@@ -145,6 +149,7 @@ def _claim(store: Store, beginning: Beginning, address: Address) -> None:
         run_id = session.open(address.selector, beginning.arguments)["run_id"]
         catalog = read_catalog(store, before=session.attempt)
         choice = _choose(store, catalog, session.attempt, address.selector, say)
+        beginning.followed = _is_followed(choice, address.selector)
         picked = pick(store, choice, lambda snapshot: fetch(store, snapshot, run_id=run_id), say)
         beginning.saved = picked[1] if picked else None
         if beginning.saved is None and request.init_from is not None:
@@ -229,6 +234,31 @@ def _say_beginning(beginning: Beginning, catalog: Catalog, choice: Choice) -> No
         say(choice.why)
     if beginning.initial is not None:
         say(f"weights from {beginning.environment['init_from']}")
+
+
+def _say_finished(beginning: Beginning, claim: str) -> None:
+    address, saved = beginning.request.address, beginning.saved
+    assert address is not None and saved is not None
+    say(f"finished run {address.uri} ({_where(saved)}): nothing to do unless its loops ask for more; {claim}")
+
+
+def _is_followed(choice: Choice, selector: Selector) -> bool:
+    """Whether a selector that was given now means the newest, as its place was gone back to before."""
+    return selector != NEWEST and choice.why.startswith(f"@{selector} was followed already")
+
+
+def _say_followed(beginning: Beginning, address: Address) -> None:
+    """Only the selector followed last has no effect: the same place under another name is gone back to."""
+    if not beginning.followed:
+        return
+    selector = address.selector
+    if selector.kind == "start":
+        again = "to start afresh again use another run address"
+    elif selector.kind == "id":
+        again = f"to go back again write @step={SnapshotId.parse(selector.snapshot).step}"
+    else:
+        again = f"to go back again name the snapshot's full id (spotckpt ls {address.uri})"
+    say(f"@{selector} was followed by an earlier attempt already: going on from there; {again}")
 
 
 def _say_changes(beginning: Beginning) -> None:

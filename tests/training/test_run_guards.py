@@ -10,6 +10,7 @@ import torch
 
 import spotckpt
 from spotckpt.errors import MismatchError
+from spotckpt.snapshot.keys import SnapshotId
 from tests.training.machine import Bucket, Machine, machine
 
 
@@ -74,3 +75,23 @@ def test_a_snapshot_without_objects_is_no_reason_to_call_the_model_new(bucket: B
     with pytest.raises(MismatchError, match="holds no objects at all") as refused:
         train(bucket.uri)
     assert "optional" not in str(refused.value)
+
+
+def test_a_selector_that_was_followed_already_is_said_to_be(bucket: Bucket, capfd: pytest.CaptureFixture[str]) -> None:
+    def train_on(selector: str, num_steps: int) -> str:
+        capfd.readouterr()
+        with pytest.raises(Boom):
+            train(f"{bucket.uri}{selector}", num_steps, fail=True)
+        return capfd.readouterr().err
+
+    broken_off(bucket, 3)
+    ident = bucket.manifests()[-1]["snapshot"]
+    broken_off(bucket, 5)
+    for selector, other in (("@step=2", "full id"), (f"@{ident}", "@step=2"), ("@step<=2", "full id")):
+        said = train_on(selector, 5)
+        assert f"from {ident}" in said and "already" not in said
+        said = train_on(selector, 6)
+        assert f"from {ident}" not in said
+        line = said.splitlines()[1]
+        assert f"{selector} was followed by an earlier attempt already: going on from there; to go back again" in line
+        assert other in line.partition("again")[2]
