@@ -41,8 +41,8 @@ def describe(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What differs, by name: (old, new), None standing for an argument that is not there."""
-    names = sorted({*old, *new})
-    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+    names = sorted(name for name in {*old, *new} if name not in old or name not in new or old[name] != new[name])
+    return {name: (old.get(name), new.get(name)) for name in names}
 
 
 def _describe(value: Any, *, depth: int) -> Any:

@@ -264,8 +264,16 @@ def _say_followed(beginning: Beginning, address: Address) -> None:
 def _say_changes(beginning: Beginning) -> None:
     if beginning.saved is None:
         return
+    before, now = beginning.saved.manifest.arguments, beginning.arguments
     for name, (old, new) in beginning.arguments_changed.items():
-        say(f"argument {name} changed: {old!r} → {new!r}")
+        if name not in now:
+            say(f"argument {name} is gone (was {old!r})")
+        elif name not in before:
+            say(f"argument {name} is new: {new!r}")
+        else:
+            say(f"argument {name} changed: {old!r} → {new!r}")
+    if any(name in before and name in now for name in beginning.arguments_changed):
+        say('restored state keeps its values: track(..., override={"optimizer": ["lr"]}) takes yours')
     old_code = beginning.saved.manifest.environment.get("code_revision")
     new_code = beginning.environment.get("code_revision")
     if old_code and new_code and old_code != new_code:

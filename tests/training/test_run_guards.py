@@ -10,7 +10,6 @@ import torch
 
 import spotckpt
 from spotckpt.errors import MismatchError
-from spotckpt.snapshot.keys import SnapshotId
 from tests.training.machine import Bucket, Machine, machine
 
 
@@ -35,11 +34,13 @@ class Boom(Exception):
     """What ends a training here."""
 
 
-def train(uri: str, num_steps: int = 4, *, fail: bool = False, **track: object) -> list[int]:
+def train(
+    uri: str, num_steps: int = 4, *, fail: bool = False, arguments: dict[str, object] | None = None, **track: object
+) -> list[int]:
     """Snapshots at every step; returns the steps whose bodies ran."""
     model = torch.nn.Linear(2, 1)
     steps = []
-    with spotckpt.open_run(uri, every="1 steps", arguments={"lr": 0.01}) as run:
+    with spotckpt.open_run(uri, every="1 steps", arguments=arguments or {}) as run:
         run.track(model=model, **track)  # type: ignore[arg-type]
         for step in run.steps(num_steps):
             steps.append(step)
@@ -95,3 +96,18 @@ def test_a_selector_that_was_followed_already_is_said_to_be(bucket: Bucket, capf
         line = said.splitlines()[1]
         assert f"{selector} was followed by an earlier attempt already: going on from there; to go back again" in line
         assert other in line.partition("again")[2]
+
+
+def test_arguments_that_changed_came_or_went_are_said(bucket: Bucket, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Boom):
+        train(bucket.uri, 3, fail=True, arguments={"lr": 0.01, "gone": None, "same": 1})
+    assert "argument lr" not in capfd.readouterr().err
+    train(bucket.uri, 4, arguments={"lr": 0.5, "same": 1, "wd": 0.1})
+    assert capfd.readouterr().err.splitlines()[1:5] == [
+        "spotckpt: argument gone is gone (was None)",
+        "spotckpt: argument lr changed: 0.01 → 0.5",
+        "spotckpt: argument wd is new: 0.1",
+        'spotckpt: restored state keeps its values: track(..., override={"optimizer": ["lr"]}) takes yours',
+    ]
+    train(bucket.uri, 4, arguments={"same": 1})
+    assert "restored state keeps" not in capfd.readouterr().err
