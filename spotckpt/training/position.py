@@ -331,7 +331,10 @@ class Position:
             start = self._generators.start(slot)
         else:
             cold, start = target.active["cold"], target.active["start"]
-        self._active = {"kind": "batches", "count": count, "start": start, "cold": cold}
+        length = replay.length_of(loader)
+        if target is not None and target.active is not None:
+            self._compare_length(target.active.get("len"), length, count)
+        self._active = {"kind": "batches", "count": count, "start": start, "cold": cold, "len": length}
         late = self._late(loader, count, resume)
         source = late or loader
         if replay.keeps_workers(loader):
@@ -345,6 +348,13 @@ class Position:
                 replay.drop(iterator, count, self._progress)
             self.arrive()
         return iterator
+
+    def _compare_length(self, saved: int | None, length: int | None, count: int) -> None:
+        if saved is not None and length is not None and saved != length:
+            self._say(
+                f"warning: the loader had {saved} batches when the snapshot was taken and now has {length}: "
+                f"the position (batch {count}) may mean other samples"
+            )
 
     def _late(self, loader: Iterable[T], count: int, resume: Resume) -> replay.LateLoader | None:
         if resume != "skip" or count == 0:

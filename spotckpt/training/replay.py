@@ -71,6 +71,19 @@ def can_skip(loader: object) -> bool:
     return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
 
 
+def length_of(loader: object) -> int | None:
+    """How many batches it says it has; None where it does not say.
+
+    A `DataLoader` of a stream is not asked: once it was, it complains about streams of another length.
+    """
+    if isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
+        return None
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, OSError):  # none, or it does not work
+        return None
+
+
 def drop(iterator: Iterator[Any], num_batches: int, progress: Progress) -> None:
     """Draws that many batches.
 

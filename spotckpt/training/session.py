@@ -34,6 +34,8 @@ from spotckpt.training.signals import TermSignal
 CALL_TIMEOUT_S = 15.0
 SLOT_BYTES_PER_S = 100e6  # a slot's first grant touches fresh memory, which a hypervisor backs lazily
 REATTACH_TRIES = 3
+START_TIMEOUT_S = 30.0
+REVIVE_PAUSE_S = 30.0
 SILENT_S = 60.0  # an agent that is there and does not answer is not asked more often for periodic snapshots
 
 
@@ -63,8 +65,9 @@ class Drained:
 class Session:
     """A run that this process trains. The loop looks at `attention`; everything else hides behind it.
 
-    News arrives on other threads; it becomes flags here, which the loop reads at its next boundary. Without an agent
-    the training goes on: `slot` finds none, and a thread brings one back.
+    News arrives on other threads; it becomes flags here, which the loop reads at its next boundary. When the agent goes
+    the training goes on, and a thread brings another one back at once: until then nobody watches for notices, and the
+    attempt shows no sign of life.
     """
 
     def __init__(self, uri: str, settings: Settings) -> None:
@@ -79,8 +82,9 @@ class Session:
         self._errors: deque[SpotckptError] = deque()
         self._silent = Deadline.after(0.0)
         self._client: Client | None = None
-        self._lost = False
-        self._starting = True
+        self._lost = True
+        self._opening = self._starting = True
+        self._closed = threading.Event()
         self._connections = 0
         self._attaching = threading.Lock()
         self._reviving: threading.Thread | None = None
@@ -102,32 +106,33 @@ class Session:
             SpotckptError: as the agent says.
         """
         self._term.install()
-        try:
-            self._connect()
-            assert self._client is not None
-            reply = self._client.call(
-                "open",
-                timeout=None,
-                on_event=_say_waiting,
-                uri=self.uri,
-                selector=str(selector),
-                settings=self._settings_fields(),
-                environment=self._environment,
-                arguments=dict(arguments),
-            )
-        except AgentError:
-            self.raise_if_stopped_early()
-            raise
+        reply = self._ask(
+            "open",
+            on_event=_say_waiting,
+            uri=self.uri,
+            selector=str(selector),
+            settings=self._settings_fields(),
+            environment=self._environment,
+            arguments=dict(arguments),
+        )
         self.attempt = int(reply["attempt"])
+        self._opening = False
+        # While it waited for us, the agent heard of notices that are over by now; these are in force.
+        for notice in self._ask("status").get("notices", []):
+            self._on_notice(notice)
         return reply
 
     def record_base(
         self, snapshot: str | None, *, selector: str, consumed: Sequence[str], skipped: Sequence[str]
     ) -> None:
-        """Lets the agent write what this attempt goes on from; from here on snapshots may be staged."""
-        self._call(
+        """Lets the agent write what this attempt goes on from; from here on snapshots may be staged.
+
+        Raises:
+            Interrupted: SIGTERM or a notice came meanwhile.
+            SpotckptError: as the agent says.
+        """
+        self._ask(
             "base",
-            timeout=None,
             uri=self.uri,
             snapshot=snapshot,
             selector=selector,
@@ -138,7 +143,10 @@ class Session:
     def started(self) -> None:
         """From here on SIGTERM is a notice like others: the loop stops at its next boundary."""
         self._starting = False
+        self.attention = self.early
         self.raise_if_stopped_early()
+        if self._lost:
+            self._start_reviving()
 
     def raise_if_stopped_early(self) -> None:
         """Before the loop has begun there is nothing to save.
@@ -191,13 +199,16 @@ class Session:
             Superseded: another attempt owns the run.
             SpotckptError: the agent cannot save, and another try would not help.
         """
-        self.attention = self.stop is not None or self.early
+        self.attention = False  # before the flags are read: what comes later sets it again
         if self.superseded is not None:
             self.attention = True
             raise self.superseded
+        if self.stop is not None:
+            self.attention = True
+            return
         while self._errors:
             error = self._errors.popleft()
-            if not isinstance(error, Unavailable | OutcomeUnknown):
+            if not isinstance(error, Unavailable | OutcomeUnknown | AgentError):
                 raise error
             say(f"warning: {error}; training goes on, the agent tries again")
 
@@ -216,6 +227,7 @@ class Session:
         if os.getpid() != self._owner:
             return
         self._term.close()
+        self._closed.set()
         with self._lock:
             client, self._client = self._client, None
             self._lost = True
@@ -230,7 +242,7 @@ class Session:
         for remaining in reversed(range(REATTACH_TRIES)):
             left = None if seconds is None else deadline.seconds_left
             try:
-                self._ensure_attached()
+                self._ensure_attached(deadline)
                 reply = self._call(
                     op,
                     timeout=None if left is None else left + CALL_TIMEOUT_S,
@@ -258,30 +270,57 @@ class Session:
                 raise Unreachable(error.message, hint=error.hint) from error
             raise
 
+    def _ask(self, op: str, *, on_event: OnEvent | None = None, **fields: Any) -> Message:
+        """A call of the start: from another agent if one goes meanwhile, and until SIGTERM or a notice."""
+        timeout = None if op == "open" else CALL_TIMEOUT_S + 2 * self.settings.call_timeout_s
+        for remaining in reversed(range(REATTACH_TRIES)):
+            try:
+                self._ensure_attached()
+                # `_on_sigterm` sets `stop` and then looks for a client to hang up; here it is the other way round
+                self.raise_if_stopped_early()
+                return self._call(op, timeout=timeout, on_event=on_event, **fields)
+            except AgentError as error:
+                self.raise_if_stopped_early()
+                if not isinstance(error, Unreachable) or not remaining:
+                    raise
+        raise AssertionError("unreachable")
+
     def _nudge(self, op: str, slot: Slot) -> None:
         with contextlib.suppress(Unreachable, Unanswered):
             self._call(op, timeout=CALL_TIMEOUT_S, uri=self.uri, generation=slot.generation)
 
-    def _connect(self) -> None:
+    def _connect(self, timeout: float) -> None:
         self._connections += 1
-        client = ensure_agent(self.settings, on_event=functools.partial(self._on_event, self._connections))
+        on_event = functools.partial(self._on_event, self._connections)
+        client = ensure_agent(self.settings, on_event=on_event, timeout=timeout)
         with self._lock:
-            self._client, self._lost = client, False
+            closed = self._closed.is_set()
+            if not closed:
+                self._client, self._lost = client, client.lost
+        if closed:
+            client.close()
+            raise AgentError("the run was closed while an agent was started", hint="open it again")
         if client.notice is not None and not self._starting:
             self._on_event(self._connections, {"event": "notice", **client.notice})
 
-    def _ensure_attached(self) -> None:
-        """Finds or starts an agent, if the last one has gone, and goes on with this attempt there."""
+    def _ensure_attached(self, deadline: Deadline | None = None) -> None:
+        """Finds or starts an agent, if there is none or the last one has gone, and goes on with this attempt there."""
         with self._attaching:
             if not self._lost:
                 return
             old = self._client
-            self._connect()
+            self._connect(START_TIMEOUT_S if deadline is None else min(START_TIMEOUT_S, deadline.seconds_left + 1.0))
             if old is not None:
                 old.close()
+            if not self.attempt:
+                return
             try:
                 reply = self._call(
-                    "attach", timeout=None, uri=self.uri, attempt=self.attempt, environment=self._environment
+                    "attach",
+                    timeout=CALL_TIMEOUT_S,
+                    uri=self.uri,
+                    attempt=self.attempt,
+                    environment=self._environment,
                 )
             except BaseException:
                 self._lost = True
@@ -290,24 +329,38 @@ class Session:
 
     def _revived(self, wait_s: float) -> bool:
         """Brings an agent back: at once, for a snapshot that is worth waiting for; else while the training goes on."""
-        if self._reviving is None or not self._reviving.is_alive():
-            say("warning: the agent has gone; training goes on, another one is being started")
-            self._reviving = threading.Thread(target=self._revive, name="spotckpt-revive", daemon=True)
-            self._reviving.start()
+        reviving = self._start_reviving()
         if wait_s > 0:
-            self._reviving.join(wait_s)
+            reviving.join(wait_s)
         return wait_s > 0 and not self._lost
 
+    def _start_reviving(self) -> threading.Thread:
+        with self._lock:
+            if self._reviving is None or not self._reviving.is_alive():
+                say("warning: the agent has gone; training goes on, another one is being started")
+                self._reviving = threading.Thread(target=self._revive, name="spotckpt-revive", daemon=True)
+                self._reviving.start()
+            return self._reviving
+
     def _revive(self) -> None:
-        """On a thread of its own."""
-        try:
-            self._ensure_attached()
-        except SpotckptError as error:  # said here, tried again at the next snapshot
-            say(f"warning: {error}; tried again at the next snapshot")
-        except Superseded as error:
-            self.superseded, self.attention = error, True
-        else:
-            say("the new agent has taken over")
+        """On a thread of its own: until there is an agent again, or the run is closed."""
+        pause_s, said = 1.0, ""
+        while not self._closed.is_set():
+            try:
+                self._ensure_attached()
+            except SpotckptError as error:
+                if str(error) != said and not self._closed.is_set():
+                    said = str(error)
+                    say(f"warning: {error}; training goes on, an agent is looked for again and again")
+            except Superseded as error:
+                self.superseded = error
+                self.attention = True
+                return
+            else:
+                say("the new agent has taken over")
+                return
+            self._closed.wait(pause_s)
+            pause_s = min(2 * pause_s, REVIVE_PAUSE_S)
 
     def _settings_fields(self) -> dict[str, float]:
         return {"stale_after_s": self.settings.stale_after_s, "call_timeout_s": self.settings.call_timeout_s}
@@ -325,13 +378,22 @@ class Session:
                 self.superseded = Superseded(f"another attempt owns {self.uri}; this one stops and writes nothing more")
             case "error" if message.get("uri") == self.uri:
                 self._on_error(to_error(message))
+            case "dropped" if message.get("uri") == self.uri:
+                say(f"warning: {message.get('reason')} snapshot {message.get('id')} is dropped: the time is short")
+                return
             case "lost":
                 self._lost = True
+                if not self._starting and not self._closed.is_set():
+                    self._start_reviving()
+                return
             case _:
                 return
-        self.attention = self.attention or message.get("event") in ("notice", "superseded", "error")
+        if message.get("event") != "committed":
+            self.attention = True
 
     def _on_notice(self, message: Message) -> None:
+        if self._opening:  # the agent itself waits until it is over
+            return
         plan = message.get("plan", "snapshot")
         if not message.get("final"):
             self.early = self.early or plan == "snapshot"

@@ -79,6 +79,9 @@ class TermSignal:
             return
         if signal.getsignal(signal.SIGTERM) == self._handle:
             signal.signal(signal.SIGTERM, signal.SIG_DFL if self._previous is None else self._previous)
+        for later in _installed:  # closed in another order than opened: it must not put our handler back
+            if later._previous == self._handle:
+                later._previous = self._previous
         if self._previous_fd == -1 and self._writer is not None:
             current = signal.set_wakeup_fd(-1)
             if current not in (-1, self._writer.fileno()):

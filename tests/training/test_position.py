@@ -446,3 +446,30 @@ def test_while_resuming_the_state_is_what_was_loaded() -> None:
         assert later.state()["active"]["count"] == 1
         list(later.batches([1, 2], on_boundary=nothing))
         assert not later.resuming
+
+
+class Unsized:
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(4))
+
+    def __len__(self) -> int:
+        raise LookupError("nobody knows")
+
+
+def test_a_loader_of_another_length_is_remarked() -> None:
+    def said_on_resume(before: Any, now: Any, **changes: object) -> list[str]:
+        position, states, said = position_at(), [], []
+        list(position.batches(before, on_boundary=lambda: states.append(position.state())))
+        later = Position(say=said.append)
+        state = value_through_bytes(states[1])
+        later.load({**state, "active": {key: value for key, value in state["active"].items() if key not in changes}})
+        list(later.batches(now, on_boundary=nothing))
+        return said
+
+    assert said_on_resume([1] * 8, [1] * 16) == [
+        "warning: the loader had 8 batches when the snapshot was taken and now has 16: "
+        "the position (batch 2) may mean other samples"
+    ]
+    assert said_on_resume([1] * 8, [2] * 8) == []
+    assert said_on_resume([1] * 8, [1] * 16, len=None) == [], "a snapshot that does not know"
+    assert said_on_resume(Unsized(), [1] * 16) == said_on_resume([1] * 8, Unsized()) == []
