@@ -459,11 +459,13 @@ class Unsized:
 def test_a_loader_of_another_length_is_remarked() -> None:
     def said_on_resume(before: Any, now: Any, **changes: object) -> list[str]:
         position, states, said = position_at(), [], []
-        list(position.batches(before, on_boundary=lambda: states.append(position.state())))
+        for _ in position.batches(before, on_boundary=lambda: states.append(position.state())):
+            pass
         later = Position(say=said.append)
         state = value_through_bytes(states[1])
         later.load({**state, "active": {key: value for key, value in state["active"].items() if key not in changes}})
-        list(later.batches(now, on_boundary=nothing))
+        for _ in later.batches(now, on_boundary=nothing):
+            pass
         return said
 
     assert said_on_resume([1] * 8, [1] * 16) == [
