@@ -171,6 +171,22 @@ def test_superseded_writes_nothing_and_has_a_status_of_its_own(here: Machine, bu
     assert bucket.record("attempts/0002.base.json")["snapshot"].startswith("a0001-n000003-s00000004")
 
 
+@pytest.mark.fault(6)
+def test_an_agent_that_dies_is_replaced_at_once_and_its_successor_is_heard(here: Machine, bucket: Bucket) -> None:
+    trainer = here.start(bucket.uri, "--every=1h", "--at=4", "--act=spin")
+    trainer.wait_for("spinning")
+    before = here.agent_pid()
+    here.kill_agent()
+    trainer.wait_to_say("the new agent has taken over")
+    assert here.agent_pid() != before
+    with here.client() as client:
+        client.call("notify", timeout=10, action="terminate", in_s=60)
+    trainer.wait_to_say("stopping at the next boundary")
+    trainer.go()
+    assert trainer.wait() == 75, trainer.said
+    assert [manifest["reason"] for manifest in bucket.manifests()] == ["notice"]
+
+
 def test_a_frozen_agent_costs_snapshots_and_not_the_training(here: Machine, bucket: Bucket, plain: str) -> None:
     trainer = here.start(bucket.uri, "--at=4", "--act=spin")
     trainer.wait_for("spinning")

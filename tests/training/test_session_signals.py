@@ -107,3 +107,13 @@ def test_the_previous_handler_comes_back_and_nothing_is_left_open() -> None:
         assert (len(list(Path("/proc/self/fd").iterdir())), threading.active_count()) == before
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def test_two_runs_may_be_closed_in_the_order_in_which_they_were_opened() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    first, second = TermSignal(Heard()), TermSignal(Heard())
+    assert first.install()
+    assert second.install()
+    first.close()
+    second.close()
+    assert signal.getsignal(signal.SIGTERM) == before
