@@ -31,21 +31,27 @@ def load(
     """
     _check_groups(name, optimizer, state)
     _check_shapes(name, optimizer, state)
-    kept = [_kept(name, group, override) for group in optimizer.param_groups]
+    check_override(name, optimizer, override)
+    kept = [{key: group[key] for key in override} for group in optimizer.param_groups]
     optimizer.load_state_dict(dict(state))
     for group, values in zip(optimizer.param_groups, kept, strict=True):
         group.update(values)
     _put_exact_values(optimizer, state)
 
 
-def _kept(name: str, group: Mapping[str, Any], override: Sequence[str]) -> dict[str, Any]:
-    for key in override:
-        if key not in group or key == "params":
-            raise UsageError(
-                f"track: override={{{name!r}: [{key!r}]}}: no such setting",
-                hint=f"its settings are {', '.join(sorted(set(group) - {'params'}))}",
-            )
-    return {key: group[key] for key in override}
+def check_override(name: str, optimizer: torch.optim.Optimizer, override: Sequence[str]) -> None:
+    """Refuses keys that not every parameter group has.
+
+    Raises:
+        UsageError: `override` names what is no key of `param_groups`.
+    """
+    for group in optimizer.param_groups:
+        for key in override:
+            if key not in group or key == "params":
+                raise UsageError(
+                    f"track: override={{{name!r}: [{key!r}]}}: no such setting",
+                    hint=f"its settings are {', '.join(sorted(set(group) - {'params'}))}",
+                )
 
 
 def _check_groups(name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

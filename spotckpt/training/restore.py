@@ -20,6 +20,8 @@ from spotckpt.training.objects import kind_of
 from spotckpt.training.rng import restore_generator
 from spotckpt.training.tensors import own_array, own_tensor, tensor_view
 
+_WITH_KEYS = ("stateful", "dict")
+
 MapLocation: TypeAlias = "str | torch.device | Mapping[str, str] | None"
 
 
@@ -185,9 +187,26 @@ def _module_state(name: str, tree: Any, source: TensorSource) -> dict[str, Any]:
     return state
 
 
-def _load_other(name: str, kind: str, obj: Any, state: Any, override: Sequence[str]) -> None:
-    if override and kind not in ("stateful", "dict"):
+def check_override(name: str, obj: Any, override: Sequence[str]) -> None:
+    """Whether `override` can be followed, before there is anything to restore.
+
+    Raises:
+        UsageError: it names a key that is not there, or the object is of a kind that has none.
+    """
+    if not override:
+        return
+    kind = kind_of(name, obj)
+    if kind == "optimizer":
+        into_optimizer.check_override(name, obj, override)
+    elif kind not in _WITH_KEYS:
         raise UsageError(f"track: override={{{name!r}: ...}} does not apply to a {kind}", hint="leave it out")
+    else:
+        _check_keys(name, obj.state_dict() if kind == "stateful" else obj, override)
+
+
+def _load_other(name: str, kind: str, obj: Any, state: Any, override: Sequence[str]) -> None:
+    if kind not in _WITH_KEYS:
+        check_override(name, obj, override)
     if kind == "generator":
         _put_generator(name, obj, state)
     elif kind == "stateful":
@@ -205,13 +224,18 @@ def _load_other(name: str, kind: str, obj: Any, state: Any, override: Sequence[s
 
 
 def _keep(name: str, state: Any, live: Mapping[Any, Any], override: Sequence[str]) -> None:
+    _check_keys(name, live, override)
+    for key in override:
+        state[key] = live[key]
+
+
+def _check_keys(name: str, live: Mapping[Any, Any], override: Sequence[str]) -> None:
     for key in override:
         if key not in live:
             raise UsageError(
                 f"track: override={{{name!r}: [{key!r}]}}: {name} has no {key!r}",
                 hint=f"it has {', '.join(map(str, list(live)[:10])) or 'nothing'}",
             )
-        state[key] = live[key]
 
 
 def _put_generator(name: str, obj: Any, state: Any) -> None:

@@ -11,7 +11,7 @@ from spotckpt.errors import MismatchError, UsageError
 from spotckpt.training.capture import check_object
 from spotckpt.training.fetching import Saved
 from spotckpt.training.grads import GradWatch, restore_gradients
-from spotckpt.training.restore import MapLocation, restore_object
+from spotckpt.training.restore import MapLocation, check_override, restore_object
 
 RESERVED = ("vars", "run")
 
@@ -45,12 +45,15 @@ class Tracked:
         drop: Collection[str],
     ) -> None:
         """Takes the objects up and restores them in place; what does not fit changes none of them."""
-        self._check_names(objects, override, optional)
+        keys = {name: as_names(f"override of {name}", wanted) for name, wanted in as_mapping(override).items()}
+        optional, drop = as_names("optional", optional), as_names("drop", drop)
+        self._check_names(objects, keys, optional)
         self._dropped |= set(drop)
         for name, obj in objects.items():
             warning = check_object(name, obj)
             if warning:
                 self._say(f"warning: {warning}")
+            check_override(name, obj, keys.get(name, ()))
         for name in objects:
             self._check_present(name, objects[name], optional)
         for name, obj in objects.items():
@@ -63,7 +66,7 @@ class Tracked:
                     saved.source,
                     strict=strict,
                     map_location=map_location,
-                    override=override.get(name, ()),
+                    override=keys.get(name, ()),
                 )
                 for line in skipped:
                     self._say(f"warning: {line}")
@@ -139,6 +142,30 @@ class Tracked:
         if self._initial is not None and isinstance(obj, torch.nn.Module) and name in self._initial.objects:
             return self._initial
         return None
+
+
+def as_names(what: str, given: object) -> tuple[str, ...]:
+    """Names as they were given; a plain text is one name.
+
+    Raises:
+        UsageError: they are something else.
+    """
+    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Collection) else (None,)
+    for name in names:
+        if not isinstance(name, str):
+            raise UsageError(f"track: {what}={given!r:.60} are no names", hint='as in ["optimizer"]')
+    return names
+
+
+def as_mapping(override: object) -> Mapping[Any, Any]:
+    """The `override` of `track`.
+
+    Raises:
+        UsageError: it is no mapping.
+    """
+    if not isinstance(override, Mapping):
+        raise UsageError(f"track: override={override!r:.60} is no mapping", hint='as in {"optimizer": ["lr"]}')
+    return override
 
 
 def describe_objects(objects: Mapping[str, Any]) -> str:

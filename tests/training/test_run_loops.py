@@ -106,6 +106,28 @@ def test_tracking_refuses_what_no_snapshot_can_hold_and_names_twice() -> None:
             run.track(settings={"fn": lambda: None})
 
 
+def test_override_and_names_are_checked_before_there_is_anything_to_restore() -> None:
+    model = torch.nn.Linear(2, 2)
+    with spotckpt.open_run() as run:
+
+        def track(**given: object) -> None:
+            optimizer = torch.optim.SGD(model.parameters(), lr=1)
+            run.track(model=model, optimizer=optimizer, table={"a": 1}, **given)  # type: ignore[arg-type]
+
+        refused = {
+            "no such setting": {"override": {"optimizer": ["lrr"]}},
+            "table has no 'b'": {"override": {"table": "b"}},
+            "does not apply to a module": {"override": {"model": ["weight"]}},
+            "is no mapping": {"override": ["lr"]},
+            "track: model_ is not tracked": {"optional": "model_"},
+            "are no names": {"drop": 3},
+        }
+        for message, given in refused.items():
+            with pytest.raises(UsageError, match=message):
+                track(**given)
+        track(override={"optimizer": "lr", "table": ["a"]}, optional="optimizer", drop="old")
+
+
 def test_restored_values_survive_setdefault_and_assigning_them_unread_is_remarked_once() -> None:
     said: list[str] = []
     values = Vars(lambda path, value: None, said.append)
