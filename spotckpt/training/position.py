@@ -212,6 +212,8 @@ class Position:
                     self._in_body = True
                     yield next(iterator)
                 except StopIteration:
+                    if self.batch == 0:
+                        self._say("warning: run.batches was given a loader without a single batch")
                     return
                 self._after_body(token, on_boundary)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
@@ -124,6 +125,9 @@ class Run:
 
     def epochs(self, num_epochs: int) -> Iterator[int]:
         """Yields the epochs that are left of `num_epochs`. The end of each is a point for a snapshot."""
+        return self._epochs(_count("epochs", num_epochs))
+
+    def _epochs(self, num_epochs: int) -> Iterator[int]:
         try:
             for epoch in self._bodies(self._position.epochs(num_epochs, on_epoch_end=self._point), counted=False):
                 self._epoch_now = epoch
@@ -143,6 +147,7 @@ class Run:
 
     def steps(self, num_steps: int) -> Iterator[int]:
         """Yields the steps that are left of `num_steps`, from 0. The end of each iteration is a boundary."""
+        num_steps = _count("steps", num_steps)
         return self._bodies(self._position.steps(num_steps, on_boundary=self._next_step), counted=True)
 
     def boundary(self) -> None:
@@ -324,6 +329,7 @@ class Run:
         self._finish_due = False
         self._position.finish()
         if self._saver is not None and not self._saver.released:
+            self._say_what_is_missing()
             self._evaluation.weights_at(self._weights)
             self._saver.finish()
 
@@ -331,6 +337,15 @@ class Run:
         """The function has returned: the run is over."""
         if not self._over:
             self._finish()
+
+    def _say_what_is_missing(self) -> None:
+        if not self._tracked.objects and not self.vars:
+            say("warning: nothing was tracked, so the snapshots hold no model: run.track(model=model) makes it part")
+        watched = self._beginning.request.settings.keep_best
+        logged = self._history.latest()
+        if watched is not None and watched.path not in logged:
+            known = f"what was logged is {', '.join(sorted(logged))}" if logged else "nothing was logged"
+            say(f"warning: keep_best={str(watched)!r}, and {watched.path} was never logged; {known}")
 
     def _left(self) -> None:
         """The function has raised: what it left behind may be half a step, so nothing of it is captured."""
@@ -342,6 +357,16 @@ class Run:
         self._tracked.close()
         if self._saver is not None:
             self._saver.close()
+
+
+def _count(loop: str, number: object) -> int:
+    try:
+        count = operator.index(number)  # type: ignore[arg-type]
+    except TypeError:
+        count = -1
+    if count < 0:
+        raise UsageError(f"run.{loop}({number!r:.60}): that is no number of {loop}", hint=f"as in run.{loop}(90)")
+    return count
 
 
 class Batches(Generic[T]):

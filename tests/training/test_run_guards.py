@@ -111,3 +111,14 @@ def test_arguments_that_changed_came_or_went_are_said(bucket: Bucket, capfd: pyt
     ]
     train(bucket.uri, 4, arguments={"same": 1})
     assert "restored state keeps" not in capfd.readouterr().err
+
+
+def test_what_a_finished_run_lacks_is_said(bucket: Bucket, capfd: pytest.CaptureFixture[str]) -> None:
+    with spotckpt.open_run(bucket.uri, keep_best="valid/top1:max") as run:
+        for _ in run.steps(2):
+            run.log("train", loss=1.0)
+    said = capfd.readouterr().err
+    assert said.count("nothing was tracked") == 1
+    assert "keep_best='valid/top1:max', and valid/top1 was never logged; what was logged is train/loss" in said
+    train(f"{bucket.uri}-2")
+    assert "warning" not in capfd.readouterr().err

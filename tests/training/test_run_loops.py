@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +32,23 @@ def test_loops_run_plainly_and_count_boundaries() -> None:
                 seen.append((epoch, run.epoch, run.batch, run.step, x))
         assert run.resumed_from is None
     assert seen == [(e, e, b, 3 * e + b, 10 * b + 10) for e in range(2) for b in range(3)]
+
+
+@pytest.mark.parametrize("number", [-1, 1.5, "3", None])
+def test_numbers_of_epochs_and_steps_are_checked_at_the_call(number: Any) -> None:
+    with spotckpt.open_run() as run:
+        for loop in (run.epochs, run.steps):
+            with pytest.raises(UsageError, match=r"that is no number of (epochs|steps)"):
+                loop(number)
+        assert list(run.epochs(0)) == list(run.steps(np.int64(0))) == []
+
+
+def test_a_loader_without_batches_is_remarked_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with spotckpt.open_run() as run:
+        for _epoch in run.epochs(3):
+            list(run.batches([]))
+            list(run.batches([1]))
+    assert capfd.readouterr().err.count("a loader without a single batch") == 1
 
 
 def test_own_loops_count_their_boundaries() -> None:
