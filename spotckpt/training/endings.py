@@ -24,10 +24,9 @@ def running(request: Request) -> Iterator[Run]:
     try:
         yield run
         run._check_complete()
-    except BaseException:
-        run._left()
-        raise
-    else:
         run._returned()
+    except BaseException as error:
+        run._left(ctrl_c=isinstance(error, KeyboardInterrupt))
+        raise
     finally:
         run._close()

@@ -90,10 +90,14 @@ class Saver:
             )
         say(f"finished {self.session.uri} at step {self._state.step}: {staged}")
 
-    def leave(self) -> None:
+    def leave(self, *, base: str | None = None, ctrl_c: bool = False) -> None:
         """After an exception: captures nothing, waits (bounded) for the newest sealed snapshot, releases the run.
 
         What goes wrong is said, not raised: the exception under way is the one to see.
+
+        Args:
+            base: the snapshot that this attempt went on from.
+            ctrl_c: the exception is the user's own, who is told what is left.
         """
         if self.released:
             return
@@ -103,6 +107,12 @@ class Saver:
             stop = self.session.stop
             drained = self._release(LEAVE_WAIT_S if stop is None or not stop.deadline else stop.deadline.seconds_left)
             _say_failure(drained)
+            if ctrl_c:
+                last = drained.committed or self.session.committed or base or "none"
+                say(
+                    "interrupted by Ctrl-C: nothing of the present step is captured; "
+                    f"the last committed snapshot is {last}"
+                )
         except KeyboardInterrupt:
             say("not waiting any longer; the agent goes on as long as it can")
         except SpotckptError as error:

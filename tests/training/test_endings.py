@@ -91,6 +91,7 @@ def test_ctrl_c_is_an_exception_like_others(here: Machine, bucket: Bucket) -> No
     assert "KeyboardInterrupt" in trainer.said
     assert bucket.manifests()[-1]["step"] == 3
     assert bucket.released(1)
+    assert f"the last committed snapshot is {bucket.manifests()[-1]['snapshot']}\n" in trainer.said
 
 
 def test_finish_ends_the_run_at_the_end_of_the_iteration(here: Machine, bucket: Bucket) -> None:

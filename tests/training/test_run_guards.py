@@ -122,3 +122,17 @@ def test_what_a_finished_run_lacks_is_said(bucket: Bucket, capfd: pytest.Capture
     assert "keep_best='valid/top1:max', and valid/top1 was never logged; what was logged is train/loss" in said
     train(f"{bucket.uri}-2")
     assert "warning" not in capfd.readouterr().err
+
+
+def test_ctrl_c_says_what_is_committed(bucket: Bucket, capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> str:
+        with pytest.raises(KeyboardInterrupt), spotckpt.open_run(bucket.uri) as run:
+            run.track(model=torch.nn.Linear(2, 1))
+            raise KeyboardInterrupt
+        lines = [line for line in capfd.readouterr().err.splitlines() if "interrupted by Ctrl-C" in line]
+        assert len(lines) == 1
+        return lines[0].rpartition(" ")[2]
+
+    assert interrupt() == "none"
+    broken_off(bucket)
+    assert interrupt() == bucket.manifests()[-1]["snapshot"]
