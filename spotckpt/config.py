@@ -72,8 +72,3 @@ class Settings:
         for name in ("stale_after_s", "sigterm_grace_s", "call_timeout_s"):
             if not 0 < getattr(self, name) < 86400:
                 raise SettingError(f"{name}={getattr(self, name)!r} is not between 0 s and a day", hint="give seconds")
-
-    @property
-    def heartbeat_s(self) -> float:
-        """Seconds between heartbeats: six fit into the time after which an attempt is stale."""
-        return self.stale_after_s / 6

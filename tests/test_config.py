@@ -33,6 +33,6 @@ def test_every_is_a_time_or_a_number_of_steps():
 
 
 def test_settings_are_checked_once():
-    assert Settings().heartbeat_s == 10
+    assert Settings().stale_after_s == 60
     with pytest.raises(SettingError, match="stale_after_s"):
         Settings(stale_after_s=0)

@@ -114,6 +114,7 @@ class Heart:
             released,
             last,
             holder=self._holder,
+            interval_s=self._interval_s,
         )
 
     def _log_failure(self, error: SpotckptError) -> None:

@@ -35,10 +35,13 @@ def allocate(path: Path, size_bytes: int) -> bool:
 
     Never shrinks a file: a trainer may have it mapped, and would die of SIGBUS.
     """
+    is_new = not path.exists()
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.posix_fallocate(fd, 0, size_bytes)
     except OSError as error:
+        if is_new:
+            path.unlink()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM):
             raise
         return False

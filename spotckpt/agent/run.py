@@ -32,6 +32,7 @@ from spotckpt.store.open import open_store
 _LOG = logging.getLogger(__name__)
 
 DRAIN_LIMIT_S = 600.0
+SLOWEST_BEAT_S = 10.0
 _IDLE_LOOK_S = 1.0
 
 
@@ -84,7 +85,7 @@ class Run:
         self._heart = Heart(
             spool.token.attempt,
             holder,
-            interval_s=spool.token.stale_after_s / 6,
+            interval_s=min(SLOWEST_BEAT_S, spool.token.stale_after_s / 6),
             store=lambda: self._store,
             last_committed=lambda: self.token.last_committed,
             on_superseded=self._overtaken,

@@ -101,7 +101,9 @@ class SpoolSlot:
         self.leased = False
         self.grant = self._read_grant()
         self._memory, self._disk = path / "data", disk / f"{path.name}.data"
-        self.data_path = self._disk if self._disk.exists() else self._memory
+        granted = None if self.grant is None else Path(self.grant.data_path)
+        guess = self._disk if self._disk.exists() else self._memory
+        self.data_path = granted if granted in (self._disk, self._memory) else guess
         self._mapped: mmap.mmap | None = None
         self._checked: tuple[tuple[int, int], Grant, Seal] | None = None
 

@@ -105,10 +105,11 @@ class Ec2Metadata:
     def poll(self) -> Poll:
         """Asks for everything. Never raises for what the service does."""
         state: State = "answers"
-        detail = ""
+        detail, answered = "", False
         for path, parser in PATHS.items():
             try:
                 self._shown[path] = self._look(path, parser)
+                answered = True
             except _Trouble as trouble:
                 state, detail = trouble.state, str(trouble)
                 if not self._token:  # the other paths would wait for one in vain, too
@@ -116,7 +117,8 @@ class Ec2Metadata:
                         self._shown.clear()
                     break
         notices = tuple(notice for found in self._shown.values() for notice in found)
-        return Poll(notices, state, detail)
+        # one path in trouble (a proxy's 403, a reply that cannot be read) must not slow down the look at the others
+        return Poll(notices, "answers" if answered else state, detail)
 
     def instance_id(self) -> str:
         """This instance's id, or empty."""

@@ -47,6 +47,7 @@ class Watcher:
         self._interval_s = interval_s
         self._stopping = threading.Event()
         self._state: State | None = None
+        self._seen: tuple[State, bool] | None = None
         self._failures = 0
         self.first_look = threading.Event()
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
@@ -74,14 +75,18 @@ class Watcher:
     def _look(self) -> float:
         poll = self._source.poll()
         self._failures = self._failures + 1 if poll.state == self._state else 1
-        if poll.state != self._state:
+        seen = (poll.state, poll.state == "answers" and bool(poll.detail))
+        if seen != self._seen:
             self._log_transition(poll)
-            self._state = poll.state
+            self._seen = seen
+        self._state = poll.state
         self._on_notices(poll.notices)
         return next_delay_s(poll.state, failures=self._failures, interval_s=self._interval_s)
 
     def _log_transition(self, poll: Poll) -> None:
         match poll.state:
+            case "answers" if poll.detail:
+                _LOG.warning("the metadata service fails in part (%s): trying again", poll.detail)
             case "answers":
                 _LOG.info("the metadata service answers: watching for interruption notices")
             case "absent":

@@ -35,6 +35,8 @@ Say = Callable[[str], None]
 Alive = Callable[[Holder], "bool | None"]
 
 SAY_EVERY_S = 15.0
+BEATS_MISSED = 3
+SLOWEST_BEAT_S = 600.0
 
 
 def ensure_run(store: Store, *, clock: Clock = SYSTEM_CLOCK, tags: Mapping[str, Any] | None = None) -> RunRecord:
@@ -113,7 +115,9 @@ class _Watch:
         if self._gone(beat, alive):
             self.say(f"attempt {number} ended without releasing the run: its processes are gone")
             return True
-        return self._is_stale(number, data, first)
+        # whoever beats more slowly than we expect is not dead for that
+        limit_s = max(self.stale_after_s, BEATS_MISSED * min(beat.interval_s, SLOWEST_BEAT_S) if beat else 0.0)
+        return self._is_stale(number, data, first, limit_s)
 
     def _gone(self, beat: Heartbeat | None, alive: Alive) -> bool:
         if self.holder is None or alive(self.holder) is not False:
@@ -121,21 +125,21 @@ class _Watch:
         # an agent that took over the attempt after a crash names itself in the heartbeat
         return beat is None or beat.holder is None or alive(beat.holder) is False
 
-    def _is_stale(self, number: int, data: bytes | None, first: bool) -> bool:
+    def _is_stale(self, number: int, data: bytes | None, first: bool, limit_s: float) -> bool:
         now = self.clock.now()
         # A suspended machine wakes up long after its last look; the others may have slept with it. So one interval
         # between two looks counts for at most half of the time-out.
         elapsed, self.last = min(now - self.last, self.stale_after_s / 2), now
         self.unchanged_s = self.unchanged_s + elapsed if (number, data) == self.seen else 0.0
         self.seen = (number, data)
-        if self.unchanged_s > self.stale_after_s:
+        if self.unchanged_s > limit_s:
             self.say(f"attempt {number} has shown no sign of life for {self.unchanged_s:.0f} s: taking over")
             return True
         if first or now - self.said >= SAY_EVERY_S:
             self.said = now
             self.say(
                 f"waiting for attempt {number}{_where(self.holder)} to release the run; it is taken over when its "
-                f"heartbeat has not changed for {self.stale_after_s:.0f} s (unchanged for {self.unchanged_s:.0f} s)"
+                f"heartbeat has not changed for {limit_s:.0f} s (unchanged for {self.unchanged_s:.0f} s)"
             )
         return False
 

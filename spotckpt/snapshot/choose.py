@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from spotckpt.address import NEWEST, Metric, Selector
 from spotckpt.errors import AddressError, Corrupt, NoSuchSnapshot, NothingRestorable, SnapshotError
 from spotckpt.snapshot.catalog import Catalog
-from spotckpt.snapshot.keys import SnapshotId, base_key, claim_key, manifest_key
+from spotckpt.snapshot.keys import SnapshotId, base_key, claim_key, manifest_key, parse_key
 
 Evaluated = Callable[[SnapshotId], "Mapping[str, float] | None"]
 """A snapshot's `evaluated` metrics, or None if its manifest cannot be read."""
@@ -100,10 +100,10 @@ def choose(
     if claiming or selector.kind != "id":
         _require_accounted(catalog, before)
     if selector.kind == "newest":
-        return _continue(lineage(catalog, before - 1, evaluated=evaluated), "")
+        return _continue(catalog, lineage(catalog, before - 1, evaluated=evaluated), "")
     recorded = _recorded(catalog, _last_with_effect(catalog, before - 1))
     if claiming and str(selector) in recorded.consumed:
-        return _continue(recorded, f"@{selector} was followed already; going on with the newest after it")
+        return _continue(catalog, recorded, f"@{selector} was followed already; going on with the newest after it")
     if selector.kind == "start":
         return Choice((), True, ("start",), "starting afresh, as asked for by @start")
     candidates = _matching(catalog, recorded, selector, before, evaluated)
@@ -112,11 +112,21 @@ def choose(
     return Choice(candidates, False, (str(selector),), f"asked for by @{selector}")
 
 
-def _continue(line: Lineage, why: str) -> Choice:
+def _continue(catalog: Catalog, line: Lineage, why: str) -> Choice:
     if not line.ids and line.cut is not None:
         raise line.cut
+    if not line.ids:
+        _require_readable_heartbeats(catalog)
     fallback = "the newest" if line.ids else "nothing was committed before: starting from scratch"
     return Choice(line.ids, not line.ids, line.consumed, why or fallback)
+
+
+def _require_readable_heartbeats(catalog: Catalog) -> None:
+    """A start from scratch needs to know that nothing was ever acknowledged, and the heartbeats are what tells."""
+    for key, problem in catalog.problems.items():
+        parsed = parse_key(key)
+        if parsed is not None and parsed.kind == "heartbeat":
+            raise problem
 
 
 def _last_with_effect(catalog: Catalog, attempt: int) -> int:

@@ -205,6 +205,7 @@ class Heartbeat:
         released: the attempt is over and commits nothing more.
         last_committed: its newest acknowledged snapshot.
         holder: who beats, when another agent took over from the one that claimed.
+        interval_s: seconds between beats; 0 if it is not told.
     """
 
     attempt: int
@@ -214,6 +215,7 @@ class Heartbeat:
     last_committed: str | None = None
     nonce: str = field(default_factory=new_nonce)
     holder: Holder | None = None
+    interval_s: float = 0.0
 
     @property
     def last_id(self) -> SnapshotId | None:
@@ -231,6 +233,7 @@ class Heartbeat:
                 "last_committed": self.last_committed,
                 "nonce": self.nonce,
                 "holder": None if self.holder is None else self.holder.to_json(),
+                "interval_s": self.interval_s,
             },
             limit_bytes=MAX_RECORD_BYTES,
         )
@@ -252,4 +255,5 @@ class Heartbeat:
             None if last is None else str(last),
             fields.text("nonce"),
             None if holder is None else Holder.from_fields(Fields(holder, key)),
+            fields.seconds("interval_s") if "interval_s" in fields.body else 0.0,
         )

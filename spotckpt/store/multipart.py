@@ -51,6 +51,7 @@ class Upload:
 
     def send(self, data: Sequence[Buffer], progress: Progress | None) -> None:
         """Uploads the concatenated buffers; on any error, also one that `progress` raises, the upload is aborted."""
+        self._sweep()
         asked = self.client.request(
             "create_multipart_upload", replace(self.call, mutates=False), ChecksumAlgorithm="CRC32", **self.place
         )
@@ -112,6 +113,18 @@ class Upload:
         except StoreError:
             return False
         return found.strip('"') == etag
+
+    def _sweep(self) -> None:
+        """Aborts what an earlier process left of the same object: a key has one writer at a time."""
+        call = replace(self.call, mutates=False)
+        place = {"Bucket": self.place["Bucket"], "Prefix": self.place["Key"]}
+        try:
+            listed = self.client.run(call, self.client.request("list_multipart_uploads", call, **place))
+        except StoreError:
+            return  # the right to list uploads is not needed for saving; a lifecycle rule is the last resort
+        for upload in listed.get("Uploads", []):
+            if upload["Key"] == self.place["Key"]:
+                self._abort(upload["UploadId"])
 
     def _abort(self, upload_id: str) -> None:
         deadline = Deadline.after(ABORT_TIMEOUT_S, self.clock)

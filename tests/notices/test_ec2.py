@@ -13,6 +13,7 @@ import pytest
 from spotckpt.deadline import SYSTEM_CLOCK
 from spotckpt.errors import SettingError
 from spotckpt.notices.ec2 import ENDPOINT, ENDPOINT_IPV6, HOP_LIMIT_HINT, PATHS, Ec2Metadata, choose_endpoint
+from spotckpt.notices.watch import next_delay_s
 from tests.support.imds import (
     LIFECYCLE_PATH,
     REBALANCE_PATH,
@@ -167,7 +168,7 @@ def test_trouble_on_one_path_neither_hides_nor_ends_a_notice(imds: Imds, status:
     imds.answers[SPOT_PATH] = (status, "")
     imds.rebalance()
     poll = source.poll()
-    assert poll.state == "failing"
+    assert poll.detail
     assert sorted(notice.kind for notice in poll.notices) == ["rebalance", "spot"]
     imds.clear()
     assert (source.poll().notices, source.poll().state) == ((), "answers")
@@ -187,9 +188,18 @@ def test_a_slow_answer_is_given_up_and_asked_again(imds: Imds) -> None:
     imds.silent = {REBALANCE_PATH}
     imds.spot("terminate", in_s=90)
     poll = source.poll()
-    assert (poll.state, len(poll.notices)) == ("failing", 1)
+    assert (bool(poll.detail), len(poll.notices)) == (True, 1)
     imds.silent = set()
-    assert source.poll().state == "answers"
+    assert source.poll().detail == ""
+
+
+@pytest.mark.fault(73)
+@pytest.mark.parametrize("status", [403, 500])
+def test_trouble_on_one_path_does_not_slow_the_look_at_the_others(imds: Imds, status: int) -> None:
+    imds.answers[LIFECYCLE_PATH] = (status, "")
+    poll = _source(imds).poll()
+    assert poll.detail
+    assert next_delay_s(poll.state, failures=9, interval_s=5.0) == 5.0
 
 
 def test_a_token_that_never_comes_is_explained_by_the_hop_limit(imds: Imds) -> None:
@@ -203,7 +213,8 @@ def test_redirects_are_not_followed(imds: Imds) -> None:
     with running_imds() as other:
         imds.answers[SPOT_PATH] = (302, f"{other.endpoint}{SPOT_PATH}")
         poll = _source(imds).poll()
-        assert (poll.notices, poll.state) == ((), "failing")
+        assert poll.notices == ()
+        assert poll.detail
         assert other.requests == []
 
 
@@ -211,7 +222,8 @@ def test_redirects_are_not_followed(imds: Imds) -> None:
 def test_garbage_is_trouble_and_no_notice(imds: Imds, body: str) -> None:
     imds.answers[SPOT_PATH] = (200, body)
     poll = _source(imds).poll()
-    assert (poll.notices, poll.state) == ((), "failing")
+    assert poll.notices == ()
+    assert poll.detail
 
 
 def test_an_action_that_is_not_known_is_taken_for_the_worst(imds: Imds) -> None:

@@ -142,6 +142,14 @@ def test_an_agent_that_took_the_attempt_over_is_alive(store: Store) -> None:
     assert clock.now() > 1060.0
 
 
+def test_whoever_beats_slowly_is_given_three_beats(store: Store) -> None:
+    clock = FakeClock()
+    begin(store, 1)
+    store.put(heartbeat_key(1), [Heartbeat(1, 1, 0.0, interval_s=50.0).to_bytes()])
+    assert wait(store, clock) == 1
+    assert clock.now() > 1150.0
+
+
 @pytest.mark.parametrize("key", [heartbeat_key(1), claim_key(1)])
 def test_damaged_records_are_waited_for_until_stale(store: Store, key: str) -> None:
     clock = FakeClock()

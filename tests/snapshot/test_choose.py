@@ -248,6 +248,14 @@ def test_what_a_heartbeat_calls_committed_is_a_candidate_even_if_it_is_missing()
     assert choice.candidates == (A[1], A[0])
 
 
+@pytest.mark.fault(46)
+def test_a_heartbeat_that_cannot_be_read_permits_no_fresh_start() -> None:
+    broken = Corrupt("attempts/0001.heartbeat.json does not match its digest")
+    with raises_naming(Corrupt, "0001.heartbeat.json"):
+        newest([], {1: None}, before=2, problems={"attempts/0001.heartbeat.json": broken})
+    assert newest([A[0]], {1: None}, before=2, problems={"attempts/0001.heartbeat.json": broken}).candidates == (A[0],)
+
+
 @pytest.mark.fault(66)
 def test_a_lost_base_record_is_never_a_fresh_start() -> None:
     assert lineage(catalog(A, {}, {1: "newest"}), 1).cut is not None

@@ -432,6 +432,14 @@ def test_an_aborted_put_leaves_no_upload(server, request):
     assert env.keys() == []
 
 
+def test_the_upload_of_a_process_that_was_killed_ends_with_the_next_one_of_the_same_key(s3_env):
+    bucket, prefix = s3_env.bucket, s3_env.uri.partition(s3_env.bucket + "/")[2]
+    for key in ("pack", "pack-of-another"):
+        s3_env.client.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/{key}")
+    open_store(s3_env.uri, environment=s3_env.environment).put("pack", [bytes(17 * MIB)])
+    assert s3_env.uploads() == [f"{prefix}/pack-of-another"]
+
+
 def test_an_abort_that_is_refused_once_is_tried_again(s3_env):
     def give_up(_: int) -> None:
         raise GivenUp
