@@ -48,7 +48,7 @@ class Beginning:
         session: the attempt that this process holds; None if it holds none (disabled, or the run is finished).
         saved: the snapshot to go on from.
         initial: a snapshot of another run whose weights to start from.
-        finished: the run is over, and nothing was claimed.
+        finished: the run is over, and no attempt is held.
         followed: the selector was followed by an earlier attempt, so the training goes on from the newest.
         arguments: of the train function, as they are recorded.
         environment: as it is recorded.
@@ -104,7 +104,7 @@ def claim_finished(beginning: Beginning) -> None:
     assert address is not None and restored is not None
     with global_random_kept():
         store = open_store(address.uri, call_timeout_s=beginning.request.settings.call_timeout_s)
-        _claim(store, beginning, address)
+        _claim(store, beginning, address, go_on=True)
         if beginning.saved is None or beginning.saved.id != restored.id:
             _give_up(beginning)
             raise Superseded(f"another attempt went on with {address.uri} meanwhile; start again to follow it")
@@ -139,7 +139,8 @@ def _finished_snapshot(store: Store, beginning: Beginning, address: Address) -> 
         return None
 
 
-def _claim(store: Store, beginning: Beginning, address: Address) -> None:
+def _claim(store: Store, beginning: Beginning, address: Address, *, go_on: bool = False) -> None:
+    """Claims an attempt and brings it to where it goes on; with `go_on` from the end of a finished run too."""
     request = beginning.request
     if os.getpid() == 1:
         say(PID_1)
@@ -152,6 +153,12 @@ def _claim(store: Store, beginning: Beginning, address: Address) -> None:
         beginning.followed = _is_followed(choice, address.selector)
         picked = pick(store, choice, lambda snapshot: fetch(store, snapshot, run_id=run_id), say)
         beginning.saved = picked[1] if picked else None
+        if not go_on and _has_finished(beginning, choice, address.selector):
+            session.raise_if_stopped_early()
+            _give_up(beginning)
+            beginning.finished = True
+            _say_finished(beginning, f"attempt {session.attempt} is released")
+            return
         if beginning.saved is None and request.init_from is not None:
             beginning.initial = _fetch_initial(request.init_from, request.settings.call_timeout_s)
             beginning.environment["init_from"] = f"{request.init_from.uri}@{beginning.initial.id}"
@@ -167,6 +174,14 @@ def _claim(store: Store, beginning: Beginning, address: Address) -> None:
         _give_up(beginning)
         raise
     _say_beginning(beginning, catalog, choice)
+
+
+def _has_finished(beginning: Beginning, choice: Choice, selector: Selector) -> bool:
+    """Whether the newest snapshot ends the run: another start finished it while this one waited for its turn."""
+    saved = beginning.saved
+    if saved is None or not saved.manifest.finished or saved.id != choice.candidates[0]:
+        return False
+    return selector == NEWEST or beginning.followed
 
 
 def _choose(

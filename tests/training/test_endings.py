@@ -307,3 +307,17 @@ def test_a_training_that_is_pid_1_is_told_what_that_means(here: Machine, bucket:
     assert done.returncode == 0, done.stderr
     assert "PID 1" in done.stderr
     assert bucket.manifests()[-1]["finished"]
+
+
+def test_a_start_that_waited_while_the_run_was_finished_adds_nothing(here: Machine, bucket: Bucket) -> None:
+    first = here.start(bucket.uri, "--at=9", "--act=spin")
+    first.wait_for("spinning")
+    second = here.start(bucket.uri)
+    second.wait_to_say("is in use")
+    first.go()
+    assert first.wait() == second.wait() == 0
+    assert second.steps == [] and second.end == first.end
+    assert "finished run" in second.said and "attempt 2 is released" in second.said
+    assert reasons(bucket).count("final") == 1 and bucket.manifests()[-1]["snapshot"].startswith("a0001-")
+    assert bucket.attempts() == [1, 2] and bucket.released(2)
+    assert here.train(bucket.uri, "--epochs=3").steps == list(range(STEPS, STEPS + 5))
