@@ -61,7 +61,7 @@ def _check_groups(name: str, optimizer: torch.optim.Optimizer, state: Mapping[st
         raise MismatchError(
             f"{name}: the snapshot has {len(saved)} parameter group(s) of {saved} parameters, "
             f"the optimizer has {len(live)} of {live}",
-            hint="build the optimizer over the same parameters, or leave it out with drop= and optional=",
+            hint=f"build the optimizer over the same parameters, or {_anew(name)}",
         )
 
 
@@ -74,8 +74,12 @@ def _check_shapes(name: str, optimizer: torch.optim.Optimizer, state: Mapping[st
                 raise MismatchError(
                     f"{name}: {key} of parameter {index} has the shape {tuple(value.shape)} in the snapshot, "
                     f"the parameter has {tuple(parameter.shape)}",
-                    hint="give the optimizer the same parameters in the same order",
+                    hint=f"give the optimizer the same parameters in the same order, or {_anew(name)}",
                 )
+
+
+def _anew(name: str) -> str:
+    return f"start it anew: run.track(..., drop=[{name!r}], optional=[{name!r}])"
 
 
 def _by_saved_id(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[Any, torch.nn.Parameter]:

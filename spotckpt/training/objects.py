@@ -38,13 +38,19 @@ def kind_of(name: str, obj: object) -> str:
         return "stateful"
     if isinstance(obj, _IMMUTABLE):
         raise UsageError(
-            f"track({name}=...): a {type(obj).__name__} cannot be changed in place, so it cannot be restored",
+            f"track({name}=...): {with_article(type(obj).__name__)} cannot be changed in place, "
+            "so it cannot be restored",
             hint=f"keep it in run.vars: {name} = run.vars.setdefault({name!r}, ...)",
         )
     raise UsageError(
-        f"track({name}=...): a {type(obj).__name__} has no state_dict() and load_state_dict()",
+        f"track({name}=...): {with_article(type(obj).__name__)} has no state_dict() and load_state_dict()",
         hint="give it these two methods, or keep its values in run.vars",
     )
+
+
+def with_article(noun: str) -> str:
+    """The noun after "a" or "an"."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
 def state_of(kind: str, obj: Any) -> Any:

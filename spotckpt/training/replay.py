@@ -17,6 +17,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from spotckpt.errors import MismatchError, UsageError
+from spotckpt.training.objects import with_article
 
 Progress = Callable[[int, int], None]
 
@@ -46,7 +47,7 @@ def require_repeatable(loader: object) -> None:
     home = type(loader).__module__
     if home in ("builtins", "itertools") or home.startswith(("torch.utils.data", "torchdata.stateful_dataloader")):
         raise UsageError(
-            f"run.batches was given a {type(loader).__name__}, whose start cannot be repeated",
+            f"run.batches was given {with_article(type(loader).__name__)}, whose start cannot be repeated",
             hint="give it the loader itself, as in enumerate(run.batches(loader))",
         )
 

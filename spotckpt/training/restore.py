@@ -16,7 +16,7 @@ from spotckpt.snapshot.part import TensorEntry
 from spotckpt.snapshot.tree import decode
 from spotckpt.training import into_module, into_optimizer
 from spotckpt.training.leaves import decode_leaf
-from spotckpt.training.objects import kind_of
+from spotckpt.training.objects import kind_of, with_article
 from spotckpt.training.rng import restore_generator
 from spotckpt.training.tensors import own_array, own_tensor, tensor_view
 
@@ -163,7 +163,8 @@ def restore_object(
     kind = kind_of(name, obj)
     if saved["kind"] != kind:
         raise MismatchError(
-            f"{name}: a {kind} ({type(obj).__name__}) is tracked, the snapshot holds a {saved['kind']} of that name",
+            f"{name}: {with_article(kind)} ({type(obj).__name__}) is tracked, "
+            f"the snapshot holds {with_article(saved['kind'])} of that name",
             hint="track the same objects under the same names",
         )
     if kind == "module":
@@ -199,7 +200,9 @@ def check_override(name: str, obj: Any, override: Sequence[str]) -> None:
     if kind == "optimizer":
         into_optimizer.check_override(name, obj, override)
     elif kind not in _WITH_KEYS:
-        raise UsageError(f"track: override={{{name!r}: ...}} does not apply to a {kind}", hint="leave it out")
+        raise UsageError(
+            f"track: override={{{name!r}: ...}} does not apply to {with_article(kind)}", hint="leave it out"
+        )
     else:
         _check_keys(name, obj.state_dict() if kind == "stateful" else obj, override)
 

@@ -12,6 +12,7 @@ from spotckpt.errors import UsageError
 from spotckpt.snapshot.metrics import Best, History, as_float
 from spotckpt.training.capture import Capture, capture, check_encodable
 from spotckpt.training.curves import HistoryView
+from spotckpt.training.objects import with_article
 from spotckpt.training.position import Position, Resume
 from spotckpt.training.restore import MapLocation
 from spotckpt.training.rng import GENERATOR_TYPES, restore_rng
@@ -95,7 +96,7 @@ class Run:
             map_location: where tensors go that are not copied into existing ones.
             override: keys whose present values win over the snapshot's: `{"optimizer": ["lr"]}`.
             optional: names of objects that the snapshot need not hold.
-            drop: names in the snapshot that are left behind.
+            drop: names in the snapshot that are left behind; an object tracked under one of them keeps its own state.
             objects: by name: what has `state_dict` and `load_state_dict`, generators, dictionaries and lists.
 
         Raises:
@@ -105,7 +106,7 @@ class Run:
         """
         if unnamed:
             raise UsageError(
-                f"run.track was given a {type(unnamed[0]).__name__} without a name",
+                f"run.track was given {with_article(type(unnamed[0]).__name__)} without a name",
                 hint="name each object: run.track(model=model, optimizer=optimizer)",
             )
         self._tracked.add(

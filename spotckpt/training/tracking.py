@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from spotckpt.errors import MismatchError, UsageError
 from spotckpt.training.capture import check_object
 from spotckpt.training.fetching import Saved
 from spotckpt.training.grads import GradWatch, restore_gradients
+from spotckpt.training.objects import kind_of
 from spotckpt.training.restore import MapLocation, check_override, restore_object
 
 RESERVED = ("vars", "run")
@@ -55,7 +57,7 @@ class Tracked:
                 self._say(f"warning: {warning}")
             check_override(name, obj, keys.get(name, ()))
         for name in objects:
-            self._check_present(name, objects[name], optional)
+            self._check_present(name, objects, optional)
         for name, obj in objects.items():
             saved = self._source_of(name, obj)
             if saved is not None:
@@ -94,7 +96,7 @@ class Tracked:
         """Gives back the gradients of an accumulation window that the snapshot fell into."""
         for name, of_optimizer in gradients.items():
             optimizer = self.objects.get(name)
-            if isinstance(optimizer, torch.optim.Optimizer):
+            if name not in self._dropped and isinstance(optimizer, torch.optim.Optimizer):
                 restore_gradients(name, optimizer, of_optimizer)
 
     @property
@@ -122,8 +124,8 @@ class Tracked:
         for unknown in sorted((set(override) | set(optional)) - set(objects) - set(self.objects)):
             raise UsageError(f"track: {unknown} is not tracked", hint="override= and optional= take names of objects")
 
-    def _check_present(self, name: str, obj: object, optional: Collection[str]) -> None:
-        source = self._saved or (self._initial if isinstance(obj, torch.nn.Module) else None)
+    def _check_present(self, name: str, objects: Mapping[str, object], optional: Collection[str]) -> None:
+        source = self._saved or (self._initial if isinstance(objects[name], torch.nn.Module) else None)
         if source is None or name in source.objects or name in optional:
             return
         if not source.objects:
@@ -131,14 +133,24 @@ class Tracked:
                 f"{name} is not in snapshot {source.id}, which holds no objects at all",
                 hint="it was taken by a program that tracked nothing: name another one, or start afresh with @start",
             )
+        taken = {*objects, *self.objects, *self._dropped}
+        unused = {other: saved for other, saved in source.objects.items() if other not in taken}
+        renamed = self._renamed(name, objects[name], unused)
         raise MismatchError(
             f"{name} is not in snapshot {source.id}, which holds {', '.join(sorted(source.objects))}",
-            hint=f"if it is new, say so: run.track(..., optional=[{name!r}])",
+            hint=f"{renamed}if it is new, say so: run.track(..., optional=[{name!r}])",
         )
+
+    def _renamed(self, name: str, obj: object, unused: Mapping[str, Any]) -> str:
+        """What of the snapshot it may have been: of that kind the one most like it by name, or the only one left."""
+        kind = kind_of(name, obj)
+        alike = sorted(other for other, saved in unused.items() if saved.get("kind") == kind)
+        similar = difflib.get_close_matches(name, alike, 1) or (alike if len(alike) == 1 else [])
+        return f"if {similar[0]} was renamed, track it as {similar[0]}=...; " if similar else ""
 
     def _source_of(self, name: str, obj: object) -> Saved | None:
         if self._saved is not None:
-            return self._saved if name in self._saved.objects else None
+            return self._saved if name in self._saved.objects and name not in self._dropped else None
         if self._initial is not None and isinstance(obj, torch.nn.Module) and name in self._initial.objects:
             return self._initial
         return None

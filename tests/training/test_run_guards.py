@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import spotckpt
-from spotckpt.errors import MismatchError
+from spotckpt.errors import MismatchError, UsageError
 from tests.training.machine import Bucket, Machine, machine
 
 
@@ -136,3 +136,34 @@ def test_ctrl_c_says_what_is_committed(bucket: Bucket, capfd: pytest.CaptureFixt
     assert interrupt() == "none"
     broken_off(bucket)
     assert interrupt() == bucket.manifests()[-1]["snapshot"]
+
+
+def adam(width: int) -> torch.optim.Optimizer:
+    weight = torch.nn.Parameter(torch.zeros(width))
+    optimizer = torch.optim.Adam([weight])
+    weight.sum().backward()
+    optimizer.step()
+    return optimizer
+
+
+def test_an_optimizer_that_does_not_fit_can_be_started_anew(bucket: Bucket) -> None:
+    with pytest.raises(Boom):
+        train(bucket.uri, 3, fail=True, optimizer=adam(3))
+    with pytest.raises(MismatchError, match="shape") as refused:
+        train(bucket.uri, 4, optimizer=adam(5))
+    assert "drop=['optimizer'], optional=['optimizer']" in str(refused.value)
+    other = adam(5)
+    assert train(bucket.uri, 4, optimizer=other, drop=["optimizer"], optional=["optimizer"]) == [2, 3]
+    ((_, state),) = other.state.items()
+    assert state["exp_avg"].shape == (5,) and state["step"] == 1
+
+
+def test_an_object_under_another_name_is_told_its_old_one(bucket: Bucket) -> None:
+    with pytest.raises(Boom):
+        train(bucket.uri, 3, fail=True, optimizer=adam(3), settings={"a": 1})
+    with pytest.raises(MismatchError, match=r"if optimizer was renamed, track it as optimizer=\.\.\.; if it is new"):
+        train(bucket.uri, 4, optim=adam(3))
+    with pytest.raises(MismatchError, match="holds model, optimizer, settings; if it is new"):
+        train(bucket.uri, 4, optimizer=adam(3), generator=torch.Generator())
+    with pytest.raises(UsageError, match="an int cannot be changed in place"):
+        train(bucket.uri, 4, count=3)
