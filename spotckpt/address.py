@@ -14,6 +14,7 @@ Mode = Literal["min", "max"]
 Kind = Literal["newest", "step", "step_at_most", "best", "start", "id"]
 
 _URI = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]*)://(?P<path>[^\x00]*)")
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}/|arn:")
 _SNAPSHOT = re.compile(r"a[0-9]{4,}-n[0-9]{6,}-s[0-9]{8,}-[0-9a-f]{8}")
 _SELECTOR_START = re.compile(r"@(?=step=|step<=|best=|start$|newest$|a[0-9]+-n)")
 _SELECTOR_HINT = "use @newest, @step=N, @step<=N, @best=SET/METRIC:max, @start or @SNAPSHOT-ID"
@@ -115,6 +116,10 @@ class Address:
         if match["protocol"] in ("s3", "s3a") and "/" not in path:
             raise AddressError(
                 f"run address {text!r} names a bucket only", hint=f"add a path: {uri.rstrip('/')}/my-run"
+            )
+        if match["protocol"] in ("s3", "s3a") and not _BUCKET.match(path):
+            raise AddressError(
+                f"run address {text!r} names no possible bucket", hint="letters, digits, '.', '-' and '_'"
             )
         return cls(f"{match['protocol']}://{path}", selector)
 

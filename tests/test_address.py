@@ -53,6 +53,7 @@ def test_reads_what_people_write(text, uri, selector):
         "s3://b/run@a0003-n12",
         "s3://b/run\x00",
         "s3:/b/run",
+        "s3://my bucket/run",
         "file:/tmp/run",
         "S3://b/run",
         "s3://b/run@@step=7",

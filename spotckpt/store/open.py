@@ -60,6 +60,6 @@ def _generic(uri: str, protocol: str, call_timeout_s: float, clock: Clock) -> St
     except ValueError as error:
         if protocol in known_implementations:
             raise AddressError(f"{uri}: {error}", hint="write it as s3://bucket/path") from error
-        known = ", ".join(sorted({"s3", "file", *known_implementations} - {"local"}))
-        raise AddressError(f"{uri}: the scheme {protocol}:// is not known", hint=f"known are {known}") from error
+        hint = "use s3://, file:// or another protocol of fsspec, as gs:// or sftp://"
+        raise AddressError(f"{uri}: the scheme {protocol}:// is not known", hint=hint) from error
     return FsspecStore(fs, root, uri=uri, call_timeout_s=call_timeout_s, clock=clock)

@@ -29,7 +29,7 @@ def test_memory_is_shared_by_address():
 
 
 def test_an_unknown_scheme_is_named_with_those_known():
-    with pytest.raises(AddressError, match=r"warp://b/run.*warp://.*known are.*file.*s3"):
+    with pytest.raises(AddressError, match=r"warp://.*s3://.*file://"):
         open_store("warp://b/run")
 
 
