@@ -59,6 +59,8 @@ class Tracked:
         for name in objects:
             self._check_present(name, objects, optional)
         for name, obj in objects.items():
+            if self._saved is not None and name in self._dropped and name in self._saved.objects:
+                self._say(f"warning: {name} starts anew, as drop= asks for: take it out once there is a snapshot of it")
             saved = self._source_of(name, obj)
             if saved is not None:
                 skipped = restore_object(

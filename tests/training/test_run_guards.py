@@ -146,7 +146,7 @@ def adam(width: int) -> torch.optim.Optimizer:
     return optimizer
 
 
-def test_an_optimizer_that_does_not_fit_can_be_started_anew(bucket: Bucket) -> None:
+def test_an_optimizer_that_does_not_fit_can_be_started_anew(bucket: Bucket, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Boom):
         train(bucket.uri, 3, fail=True, optimizer=adam(3))
     with pytest.raises(MismatchError, match="shape") as refused:
@@ -156,6 +156,7 @@ def test_an_optimizer_that_does_not_fit_can_be_started_anew(bucket: Bucket) -> N
     assert train(bucket.uri, 4, optimizer=other, drop=["optimizer"], optional=["optimizer"]) == [2, 3]
     ((_, state),) = other.state.items()
     assert state["exp_avg"].shape == (5,) and state["step"] == 1
+    assert "warning: optimizer starts anew" in capfd.readouterr().err
 
 
 def test_an_object_under_another_name_is_told_its_old_one(bucket: Bucket) -> None:
