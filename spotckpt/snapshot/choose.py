@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spotckpt.address import NEWEST, Metric, Selector
 from spotckpt.errors import AddressError, Corrupt, NoSuchSnapshot, NothingRestorable, SnapshotError
@@ -46,12 +46,14 @@ class Choice:
         fresh: start from scratch; there are no candidates then.
         consumed: for the base record.
         why: one line for the user.
+        followed: the selector was gone back to before, so it means the newest now.
     """
 
     candidates: tuple[SnapshotId, ...]
     fresh: bool
     consumed: tuple[str, ...]
     why: str
+    followed: bool = False
 
     def skipped(self, chosen: SnapshotId | None) -> tuple[str, ...]:
         """The candidates before the chosen one, for the base record."""
@@ -103,7 +105,8 @@ def choose(
         return _continue(catalog, lineage(catalog, before - 1, evaluated=evaluated), "")
     recorded = _recorded(catalog, _last_with_effect(catalog, before - 1))
     if claiming and str(selector) in recorded.consumed:
-        return _continue(catalog, recorded, f"@{selector} was followed already; going on with the newest after it")
+        found = _continue(catalog, recorded, f"@{selector} was followed already; going on with the newest after it")
+        return replace(found, followed=True)
     if selector.kind == "start":
         return Choice((), True, ("start",), "starting afresh, as asked for by @start")
     candidates = _matching(catalog, recorded, selector, before, evaluated)

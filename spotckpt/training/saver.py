@@ -17,7 +17,6 @@ FINAL_WAIT_S = 3600.0  # a finished training waits long for its last snapshot, b
 LEAVE_WAIT_S = 120.0  # after an exception: the agent goes on by itself when this is over
 SLOT_WAIT_S = 60.0  # for snapshots that somebody asked for
 BUSY_RETRY_S = 0.5
-PRECIOUS_S = 60.0  # so long periodic snapshots stand back for one that was asked for
 
 
 class State(Protocol):
@@ -44,7 +43,6 @@ class Saver:
         self._stager = Stager(session)
         self._schedule = Schedule(settings.every, state.step)
         self._newest: str | None = None
-        self._precious: tuple[str, Deadline] | None = None
         self.requested = False
         self.released = False
         self.skipped = 0
@@ -132,19 +130,9 @@ class Saver:
             return "manual"
         if self._evaluation.improved:
             return "best"
-        if self._schedule.due(self._state.step) and not self._precious_waits():
+        if self._schedule.due(self._state.step):
             return "periodic"
         return None
-
-    def _precious_waits(self) -> bool:
-        """Whether a snapshot that was asked for is still to be committed: a newer one would take its place."""
-        if self._precious is None:
-            return False
-        snapshot, patience = self._precious
-        if (self.session.committed or "") < snapshot and not patience.passed:
-            return True
-        self._precious = None
-        return False
 
     def _save(self, reason: str) -> None:
         wait = None if reason == "periodic" else Deadline.after(SLOT_WAIT_S)
@@ -153,8 +141,6 @@ class Saver:
             self.skipped += 1
             self._schedule.postpone(BUSY_RETRY_S)
             return
-        if reason in ("manual", "best"):
-            self._precious = (staged, Deadline.after(PRECIOUS_S))
         self._schedule.restart(self._state.step)
         self.requested = self.session.early = False
         self._evaluation.improved = False

@@ -127,7 +127,7 @@ def _finished_snapshot(store: Store, beginning: Beginning, address: Address) -> 
     """
     catalog = read_catalog(store)
     choice = _choose(store, catalog, catalog.highest + 1, address.selector, lambda text: None)
-    beginning.followed = _is_followed(choice, address.selector)
+    beginning.followed = choice.followed
     picked = pick(store, choice, lambda snapshot: read_manifest(store, snapshot), lambda text: None)
     if picked is None or not picked[1].finished:
         return None
@@ -150,8 +150,12 @@ def _claim(store: Store, beginning: Beginning, address: Address, *, go_on: bool 
         run_id = session.open(address.selector, beginning.arguments)["run_id"]
         catalog = read_catalog(store, before=session.attempt)
         choice = _choose(store, catalog, session.attempt, address.selector, say)
-        beginning.followed = _is_followed(choice, address.selector)
-        picked = pick(store, choice, lambda snapshot: fetch(store, snapshot, run_id=run_id), say)
+        beginning.followed = choice.followed
+
+        def not_too_late(_: int) -> None:
+            session.raise_if_stopped_early()
+
+        picked = pick(store, choice, lambda snapshot: fetch(store, snapshot, run_id=run_id, progress=not_too_late), say)
         beginning.saved = picked[1] if picked else None
         if not go_on and _has_finished(beginning, choice, address.selector):
             session.raise_if_stopped_early()
@@ -255,11 +259,6 @@ def _say_finished(beginning: Beginning, claim: str) -> None:
     address, saved = beginning.request.address, beginning.saved
     assert address is not None and saved is not None
     say(f"finished run {address.uri} ({_where(saved)}): nothing to do unless its loops ask for more; {claim}")
-
-
-def _is_followed(choice: Choice, selector: Selector) -> bool:
-    """Whether a selector that was given now means the newest, as its place was gone back to before."""
-    return selector != NEWEST and choice.why.startswith(f"@{selector} was followed already")
 
 
 def _say_followed(beginning: Beginning, address: Address) -> None:

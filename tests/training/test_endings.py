@@ -290,7 +290,7 @@ def test_sigterm_while_waiting_for_its_turn_ends_at_once(here: Machine, bucket: 
     holder = here.start(bucket.uri, "--at=4", "--act=spin")
     holder.wait_for("spinning")
     waiting = here.start(bucket.uri)
-    waiting.wait_to_say("waiting")
+    waiting.wait_to_say("is in use by process")
     waiting.signal(signal.SIGTERM)
     assert waiting.wait() == 75
     assert bucket.attempts() == [1]
