@@ -8,9 +8,10 @@ from spotckpt.config import Settings
 from spotckpt.deadline import Deadline
 from spotckpt.errors import AgentError, EncodeError, Interrupted, SpoolError, SpotckptError, Superseded
 from spotckpt.training.capture import Capture
+from spotckpt.training.news import Stop
 from spotckpt.training.say import say, say_error
 from spotckpt.training.schedule import Evaluation, Schedule
-from spotckpt.training.session import Drained, Session, Stop
+from spotckpt.training.session import Drained, Session
 from spotckpt.training.staging import Facts, Stager
 
 FINAL_WAIT_S = 3600.0  # a finished training waits long for its last snapshot, but not for ever
@@ -56,10 +57,10 @@ class Saver:
             SpotckptError: the state cannot be saved, or the agent cannot.
         """
         session = self.session
-        if session.attention:
-            session.raise_news()
-            if session.stop is not None:
-                self._interrupt(session.stop)
+        if session.news.attention:
+            session.news.raise_pending()
+            if session.news.stop is not None:
+                self._interrupt(session.news.stop)
         reason = self._due()
         if reason is not None:
             self._save(reason)
@@ -72,9 +73,9 @@ class Saver:
             Superseded: another attempt owns the run.
             SpotckptError: it could not be committed.
         """
-        if self.session.attention:
-            self.session.raise_news()
-        stop = self.session.stop
+        if self.session.news.attention:
+            self.session.news.raise_pending()
+        stop = self.session.news.stop
         wait = stop.deadline if stop is not None and stop.deadline else Deadline.after(FINAL_WAIT_S)
         staged = self._stage("final", finished=True, wait=wait)
         drained = self._release(wait.seconds_left)
@@ -99,14 +100,14 @@ class Saver:
         """
         if self.released:
             return
-        if self._newest is not None and self._newest != self.session.committed:
+        if self._newest is not None and self._newest != self.session.news.committed:
             say(f"waiting up to {LEAVE_WAIT_S:.0f} s until {self._newest} is committed; Ctrl-C stops waiting")
         try:
-            stop = self.session.stop
+            stop = self.session.news.stop
             drained = self._release(LEAVE_WAIT_S if stop is None or not stop.deadline else stop.deadline.seconds_left)
             _say_failure(drained)
             if ctrl_c:
-                last = drained.committed or self.session.committed or base or "none"
+                last = drained.committed or self.session.news.committed or base or "none"
                 say(
                     "interrupted by Ctrl-C: nothing of the present step is captured; "
                     f"the last committed snapshot is {last}"
@@ -124,7 +125,7 @@ class Saver:
         self.session.close()
 
     def _due(self) -> str | None:
-        if self.session.early:
+        if self.session.news.early:
             return "notice"
         if self.requested:
             return "manual"
@@ -142,7 +143,7 @@ class Saver:
             self._schedule.postpone(BUSY_RETRY_S)
             return
         self._schedule.restart(self._state.step)
-        self.requested = self.session.early = False
+        self.requested = self.session.news.early = False
         self._evaluation.improved = False
 
     def _stage(self, reason: str, *, finished: bool = False, wait: Deadline | None = None) -> str | None:
@@ -163,7 +164,7 @@ class Saver:
             drained = self._release(stop.deadline.seconds_left if stop.deadline else None)
         except SpotckptError as error:
             say_error(error)
-            drained = Drained(self.session.committed)
+            drained = Drained(self.session.news.committed)
         self._raise_if_superseded(drained)
         _say_failure(drained)
         raise Interrupted(_stopped(stop, drained))
@@ -174,8 +175,8 @@ class Saver:
         return drained
 
     def _raise_if_superseded(self, drained: Drained) -> None:
-        if self.session.superseded is not None:
-            raise self.session.superseded
+        if self.session.news.superseded is not None:
+            raise self.session.news.superseded
         if isinstance(drained.error, Superseded):
             raise drained.error
 

@@ -6,9 +6,8 @@ import contextlib
 import functools
 import os
 import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from spotckpt.address import Selector
@@ -20,14 +19,11 @@ from spotckpt.config import Settings
 from spotckpt.deadline import Deadline
 from spotckpt.errors import (
     AgentError,
-    Interrupted,
-    OutcomeUnknown,
     SpotckptError,
-    StopTraining,
     Superseded,
-    Unavailable,
 )
 from spotckpt.store.open import aws_environment
+from spotckpt.training.news import News, Stop
 from spotckpt.training.say import Progress, say
 from spotckpt.training.signals import TermSignal
 
@@ -37,21 +33,6 @@ REATTACH_TRIES = 3
 START_TIMEOUT_S = 30.0
 REVIVE_PAUSE_S = 30.0
 SILENT_S = 60.0  # an agent that is there and does not answer is not asked more often for periodic snapshots
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Why the training must stop.
-
-    Attributes:
-        why: for the user.
-        deadline: when the machine goes; None: nobody knows.
-        snapshot: whether there is time for one more snapshot.
-    """
-
-    why: str
-    deadline: Deadline | None
-    snapshot: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,16 +55,11 @@ class Session:
         self.uri = uri
         self.settings = settings
         self.attempt = 0
-        self.attention = False
-        self.stop: Stop | None = None
-        self.early = False
-        self.superseded: Superseded | None = None
-        self.committed: str | None = None
-        self._errors: deque[SpotckptError] = deque()
+        self.news = News(uri)
         self._silent = Deadline.after(0.0)
         self._client: Client | None = None
         self._lost = True
-        self._opening = self._starting = True
+        self._starting = True
         self._closed = threading.Event()
         self._connections = 0
         self._attaching = threading.Lock()
@@ -116,10 +92,10 @@ class Session:
             arguments=dict(arguments),
         )
         self.attempt = int(reply["attempt"])
-        self._opening = False
+        self.news.opening = False
         # While it waited for us, the agent heard of notices that are over by now; these are in force.
         for notice in self._ask("status").get("notices", []):
-            self._on_notice(notice)
+            self.news.hear_notice(notice)
         return reply
 
     def record_base(
@@ -143,19 +119,10 @@ class Session:
     def started(self) -> None:
         """From here on SIGTERM is a notice like others: the loop stops at its next boundary."""
         self._starting = False
-        self.attention = self.early
-        self.raise_if_stopped_early()
+        self.news.attention = self.news.early
+        self.news.raise_if_stopped()
         if self._lost:
             self._start_reviving()
-
-    def raise_if_stopped_early(self) -> None:
-        """Before the loop has begun there is nothing to save.
-
-        Raises:
-            Interrupted: the machine will go.
-        """
-        if self.stop is not None:
-            raise Interrupted(f"{self.stop.why} before the training began; run it again")
 
     # While training
 
@@ -191,26 +158,6 @@ class Session:
     def abort(self, slot: Slot) -> None:
         """Gives an unsealed slot back."""
         self._nudge("abort", slot)
-
-    def raise_news(self) -> None:
-        """Raises what other threads have found, oldest first, and says what is no reason to stop.
-
-        Raises:
-            Superseded: another attempt owns the run.
-            SpotckptError: the agent cannot save, and another try would not help.
-        """
-        self.attention = False  # before the flags are read: what comes later sets it again
-        if self.superseded is not None:
-            self.attention = True
-            raise self.superseded
-        if self.stop is not None:
-            self.attention = True
-            return
-        while self._errors:
-            error = self._errors.popleft()
-            if not isinstance(error, Unavailable | OutcomeUnknown | AgentError):
-                raise error
-            say(f"warning: {error}; training goes on, the agent tries again")
 
     # Ending
 
@@ -277,10 +224,10 @@ class Session:
             try:
                 self._ensure_attached()
                 # `_on_sigterm` sets `stop` and then looks for a client to hang up; here it is the other way round
-                self.raise_if_stopped_early()
+                self.news.raise_if_stopped()
                 return self._call(op, timeout=timeout, on_event=on_event, **fields)
             except AgentError as error:
-                self.raise_if_stopped_early()
+                self.news.raise_if_stopped()
                 if not isinstance(error, Unreachable) or not remaining:
                     raise
         raise AssertionError("unreachable")
@@ -325,7 +272,7 @@ class Session:
             except BaseException:
                 self._lost = True
                 raise
-            self.committed = reply.get("last_committed") or self.committed
+            self.news.committed = reply.get("last_committed") or self.news.committed
 
     def _revived(self, wait_s: float) -> bool:
         """Brings an agent back: at once, for a snapshot that is worth waiting for; else while the training goes on."""
@@ -353,8 +300,7 @@ class Session:
                     said = str(error)
                     say(f"warning: {error}; training goes on, an agent is looked for again and again")
             except Superseded as error:
-                self.superseded = error
-                self.attention = True
+                self.news.supersede(error)
                 return
             else:
                 say("the new agent has taken over")
@@ -366,53 +312,19 @@ class Session:
         return {"stale_after_s": self.settings.stale_after_s, "call_timeout_s": self.settings.call_timeout_s}
 
     def _on_event(self, connection: int, message: Message) -> None:
-        """On the reader thread: news becomes flags. An old connection's last words say nothing of the new one."""
+        """On the reader thread. An old connection's last words say nothing of the new one."""
         if connection != self._connections:
             return
-        match message.get("event"):
-            case "notice":
-                self._on_notice(message)
-            case "committed" if message.get("uri") == self.uri:
-                self.committed = message.get("id")
-            case "superseded" if message.get("uri") == self.uri:
-                self.superseded = Superseded(f"another attempt owns {self.uri}; this one stops and writes nothing more")
-            case "error" if message.get("uri") == self.uri:
-                self._on_error(to_error(message))
-            case "dropped" if message.get("uri") == self.uri:
-                say(f"warning: {message.get('reason')} snapshot {message.get('id')} is dropped: the time is short")
-                return
-            case "lost":
-                self._lost = True
-                if not self._starting and not self._closed.is_set():
-                    self._start_reviving()
-                return
-            case _:
-                return
-        if message.get("event") != "committed":
-            self.attention = True
-
-    def _on_notice(self, message: Message) -> None:
-        if self._opening:  # the agent itself waits until it is over
-            return
-        plan = message.get("plan", "snapshot")
-        if not message.get("final"):
-            self.early = self.early or plan == "snapshot"
-            return
-        left = message.get("seconds_left")
-        deadline = None if left is None else Deadline.after(float(left))
-        why = f"{message.get('kind', 'spot')} notice ({message.get('action')})"
-        self._stop_for(Stop(why, deadline, plan == "snapshot"))
-
-    def _on_error(self, error: SpotckptError | StopTraining) -> None:
-        if isinstance(error, Superseded):
-            self.superseded = error
-        elif isinstance(error, SpotckptError):
-            self._errors.append(error)
+        self.news.hear(message)
+        if message.get("event") == "lost":
+            self._lost = True
+            if not self._starting and not self._closed.is_set():
+                self._start_reviving()
 
     def _on_sigterm(self) -> None:
         """On the signal's thread."""
-        self._stop_for(Stop("SIGTERM", Deadline.after(self.settings.sigterm_grace_s)))
-        self.attention = True
+        self.news.stop_for(Stop("SIGTERM", Deadline.after(self.settings.sigterm_grace_s)))
+        self.news.attention = True
         client = self._client
         if client is None:
             return
@@ -421,15 +333,6 @@ class Session:
             return
         with contextlib.suppress(AgentError):  # what is sealed goes at once, whenever the loop comes to a boundary
             client.call("drain", timeout=CALL_TIMEOUT_S, uri=self.uri, deadline_s=0)
-
-    def _stop_for(self, stop: Stop) -> None:
-        """The earlier deadline of two counts."""
-        known = self.stop
-        if known is None:
-            say(f"{stop.why}{_in_seconds(stop.deadline)}: stopping at the next boundary")
-            self.stop = stop
-        elif stop.deadline is not None and (known.deadline is None or stop.deadline.at < known.deadline.at):
-            self.stop = replace(known, deadline=stop.deadline)
 
 
 class Unreachable(AgentError):
@@ -449,10 +352,6 @@ def _progress_shown() -> OnEvent:
 def _drained(reply: Message) -> Drained:
     failure = to_error(reply["failure"]) if reply.get("failure") else None
     return Drained(reply.get("committed"), failure if isinstance(failure, SpotckptError | Superseded) else None)
-
-
-def _in_seconds(deadline: Deadline | None) -> str:
-    return "" if deadline is None else f", {deadline.seconds_left:.0f} s left"
 
 
 def _say_waiting(message: Message) -> None:

@@ -153,12 +153,12 @@ def _claim(store: Store, beginning: Beginning, address: Address, *, go_on: bool 
         beginning.followed = choice.followed
 
         def not_too_late(_: int) -> None:
-            session.raise_if_stopped_early()
+            session.news.raise_if_stopped()
 
         picked = pick(store, choice, lambda snapshot: fetch(store, snapshot, run_id=run_id, progress=not_too_late), say)
         beginning.saved = picked[1] if picked else None
         if not go_on and _has_finished(beginning, choice, address.selector):
-            session.raise_if_stopped_early()
+            session.news.raise_if_stopped()
             _give_up(beginning)
             beginning.finished = True
             _say_finished(beginning, f"attempt {session.attempt} is released")
