@@ -74,7 +74,7 @@ class Stager:
             buffer = self._mappings.open(slot)
             with buffer:
                 copy_into(captured, buffer, plan)
-            timings = {"stage_s": time.perf_counter() - started}
+            timings = {"stage": time.perf_counter() - started}
             slot.seal(_describe(slot, captured, plan, facts, reason=reason, finished=finished, timings=timings))
         except BaseException:
             self._session.abort(slot)

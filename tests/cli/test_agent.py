@@ -27,7 +27,8 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subproces
     with (tmp_path / "agent.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "spotckpt", "agent"], stdout=log, stderr=log)
     try:
-        wait_until((tmp_path / "rt" / "agent.sock").exists, timeout_s=60, what="the agent's socket")
+        # the file is there a moment before anybody listens
+        wait_until(lambda: in_process("status").status == 0, timeout_s=60, what="the agent's answer")
         yield process
     finally:
         process.kill()
@@ -77,7 +78,7 @@ def test_notify_reaches_the_trainers(agent, tmp_path, action):
 
 
 def test_notify_can_be_taken_back(agent):
-    in_process("notify")
+    assert in_process("notify").status == 0
     [notice] = status()["notices"]
     assert (notice["action"], notice["seconds_left"]) == ("terminate", None)
     assert in_process("notify", "--clear").status == 0
