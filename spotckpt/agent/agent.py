@@ -123,9 +123,9 @@ class Agent:
 
     @property
     def has_runs(self) -> bool:
-        """Whether there is a run or an opening."""
+        """Whether there is a run, or somebody waits for the reply that it ended."""
         with self._lock:
-            return bool(self._runs)
+            return bool(self._runs) or any(found.pending for found in self._connections)
 
     # ---- House, for the opening
 

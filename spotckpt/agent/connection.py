@@ -43,6 +43,7 @@ class Connection:
 
     Attributes:
         process: the peer's, once it has said hello.
+        pending: requests whose reply takes its time and is not sent yet.
         uris: the runs that it opened or attached to, whose events it gets.
         gone: its process has ended.
         closed: the connection is over.
@@ -53,6 +54,7 @@ class Connection:
         self._answerer = answerer
         self._sending = threading.Lock()
         self._waiting = threading.BoundedSemaphore(_MOST_WAITING)
+        self.pending: set[int] = set()
         self.process: Process | None = None
         self.uris: set[str] = set()
         self.gone = False
@@ -114,6 +116,7 @@ class Connection:
         if str(request.get("op")) not in WAITING:
             self._reply(request)
         elif self._waiting.acquire(blocking=False):
+            self.pending.add(id(request))
             threading.Thread(target=self._reply_later, args=(request,), name=str(request["op"]), daemon=True).start()
         else:
             many = AgentError(f"more than {_MOST_WAITING} requests are waiting", hint="wait for their replies")
@@ -125,6 +128,7 @@ class Connection:
             self._reply(request)
         finally:
             self._waiting.release()
+            self.pending.discard(id(request))
 
     def _reply(self, request: Message) -> None:
         number = request.get("call")

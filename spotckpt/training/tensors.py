@@ -103,7 +103,10 @@ def write_tensor(value: Storable, buffer: Any, offset: int) -> None:
         return
     place = torch.frombuffer(buffer, dtype=torch.uint8, offset=offset, count=size)
     if isinstance(value, torch.Tensor):
-        place.view(value.dtype).view(value.shape).copy_(value.detach(), non_blocking=True)
+        value = value.detach()
+        if value.dtype == torch.complex128:  # a pack aligns it to 8 bytes, torch's copy needs 16 and crashes without
+            value = torch.view_as_real(value)
+        place.view(value.dtype).view(value.shape).copy_(value, non_blocking=True)
     else:
         place.numpy().view(value.dtype).reshape(value.shape)[...] = value
 

@@ -173,3 +173,10 @@ def test_parameters_stay_parameters() -> None:
 def test_forged_tags_are_corrupt(node: dict[str, Any]) -> None:
     with pytest.raises(Corrupt):
         decode_value({"a": node}, TensorSource([], {}))
+
+
+def test_a_complex_number_need_not_lie_at_a_multiple_of_its_size() -> None:
+    for others in range(4):
+        values = [torch.ones((), dtype=torch.float64)] * others + [torch.full((5,), 2 - 3j, dtype=torch.complex128)]
+        values = [value.clone() for value in values]
+        assert all(torch.equal(a, b) for a, b in zip(values, value_through_bytes(values), strict=True))
