@@ -149,11 +149,6 @@ def read_claim(store: Store, attempt: int, *, deadline: Deadline | None = None) 
     return _read(store, claim_key(attempt), Claim.from_bytes, deadline)
 
 
-def read_base(store: Store, attempt: int, *, deadline: Deadline | None = None) -> Base | None:
-    """The attempt's base, or None. Raises as `Base.from_bytes` does."""
-    return _read(store, base_key(attempt), Base.from_bytes, deadline)
-
-
 def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """The results in order, some requests at a time; the first error is raised."""
     with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="spotckpt-read") as pool:

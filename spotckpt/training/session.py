@@ -161,13 +161,29 @@ class Session:
 
     # Ending
 
-    def drain(self, seconds: float | None) -> Drained:
-        """Waits until the newest sealed snapshot is committed or given up."""
-        return self._finish("drain", seconds)
-
     def release(self, seconds: float | None) -> Drained:
-        """Drains, then gives the attempt up, so that the next one need not wait."""
-        return self._finish("close", seconds)
+        """Waits until the newest sealed snapshot is committed or given up, then gives the attempt up for the next one.
+
+        If the agent goes meanwhile, a new one is asked.
+        """
+        deadline = Deadline.after(float("inf") if seconds is None else seconds)
+        for remaining in reversed(range(REATTACH_TRIES)):
+            left = None if seconds is None else deadline.seconds_left
+            try:
+                self._ensure_attached(deadline)
+                reply = self._call(
+                    "close",
+                    timeout=None if left is None else left + CALL_TIMEOUT_S,
+                    on_event=_progress_shown(),
+                    uri=self.uri,
+                    deadline_s=left,
+                )
+            except Unreachable as error:
+                if not remaining or deadline.passed:
+                    raise AgentError(error.message, hint=error.hint) from error
+                continue
+            return _drained(reply)
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
         """Hangs up and ends the threads; the agent releases a run that was not released. Idempotent."""
@@ -182,27 +198,6 @@ class Session:
             client.close()
 
     # Inside
-
-    def _finish(self, op: str, seconds: float | None) -> Drained:
-        """The reply to drain or close, from a new agent if the old one has gone."""
-        deadline = Deadline.after(float("inf") if seconds is None else seconds)
-        for remaining in reversed(range(REATTACH_TRIES)):
-            left = None if seconds is None else deadline.seconds_left
-            try:
-                self._ensure_attached(deadline)
-                reply = self._call(
-                    op,
-                    timeout=None if left is None else left + CALL_TIMEOUT_S,
-                    on_event=_progress_shown(),
-                    uri=self.uri,
-                    deadline_s=left,
-                )
-            except Unreachable as error:
-                if not remaining or deadline.passed:
-                    raise AgentError(error.message, hint=error.hint) from error
-                continue
-            return _drained(reply)
-        raise AssertionError("unreachable")
 
     def _call(self, op: str, *, timeout: float | None, on_event: OnEvent | None = None, **fields: Any) -> Message:
         """A call that tells an agent out of reach (`Unreachable`) from an agent that says no."""

@@ -180,8 +180,3 @@ def as_mapping(override: object) -> Mapping[Any, Any]:
     if not isinstance(override, Mapping):
         raise UsageError(f"track: override={override!r:.60} is no mapping", hint='as in {"optimizer": ["lr"]}')
     return override
-
-
-def describe_objects(objects: Mapping[str, Any]) -> str:
-    """The names, for messages."""
-    return ", ".join(objects) or "nothing"
