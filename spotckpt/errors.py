@@ -13,6 +13,7 @@
     │   ├── Denied                     24   the action is not allowed
     │   ├── NoCredentials              25
     │   ├── Unavailable                26   refused, reset, 5xx, throttled: worth another try
+    │   │   └── Replaced                    an object that changed while it was read
     │   ├── OutcomeUnknown             27   a write may or may not have landed
     │   └── ConditionsIgnored          28   the store does not honour put-if-absent
     ├── SnapshotError                  30
@@ -137,6 +138,10 @@ class Unavailable(StoreError):
     """Refused, reset, throttled, a 5xx or a deadline: the request did not take effect or was a read."""
 
     exit_status = 26
+
+
+class Replaced(Unavailable):
+    """The object is not the version that was wanted: asking again will not bring it back."""
 
 
 class OutcomeUnknown(StoreError):

@@ -15,13 +15,12 @@ from spotckpt.snapshot.keys import SnapshotId, manifest_key
 from spotckpt.snapshot.manifest import MAX_MANIFEST_BYTES, Manifest
 from spotckpt.snapshot.pack import read_header
 from spotckpt.snapshot.part import MAX_PART_BYTES, Chunk, Part
-from spotckpt.store.base import Progress, Store
+from spotckpt.store.base import Progress, Span, Store
 
 T = TypeVar("T")
 
-PIECE_BYTES = 16 << 20
-"""The most that one ranged read asks for."""
-PIECES_AT_ONCE = 8
+GROUP_BYTES = 128 << 20
+"""About as much as `verify` has in memory at a time."""
 
 _OLDER = "an older snapshot is used if there is one"
 
@@ -175,43 +174,24 @@ def _fill(
     deadline: Deadline | None,
 ) -> None:
     """Reads (offset, buffer), sorted by offset: neighbours in one request, long ones in several."""
-    spans = _spans([(at + cut, part[cut : cut + PIECE_BYTES]) for at, part in wanted for cut in _cuts(part)])
-    for first in range(0, len(spans), PIECES_AT_ONCE):
-        some = spans[first : first + PIECES_AT_ONCE]
-        ranges = [(span[0][0], sum(len(part) for _, part in span)) for span in some]
-        try:
-            bodies = store.read_ranges(key, ranges, deadline=deadline, progress=progress)
-        except NotFound as error:
-            raise Corrupt(f"{key} is missing", hint=_OLDER) from error
-        for span, body in zip(some, bodies, strict=True):
-            _scatter(span, body, key)
+    if not wanted:
+        return
+    try:
+        store.read_into(key, _spans(wanted), deadline=deadline, progress=progress)
+    except NotFound as error:
+        raise Corrupt(f"{key} is missing", hint=_OLDER) from error
 
 
-def _cuts(part: memoryview) -> range:
-    return range(0, len(part), PIECE_BYTES)
-
-
-def _spans(pieces: Sequence[tuple[int, memoryview]]) -> list[list[tuple[int, memoryview]]]:
-    spans: list[list[tuple[int, memoryview]]] = []
-    size = 0
+def _spans(pieces: Sequence[tuple[int, memoryview]]) -> list[Span]:
+    spans: list[tuple[int, list[memoryview]]] = []
+    end = -1
     for at, part in pieces:
-        last = spans[-1][-1] if spans else None
-        if last and last[0] + len(last[1]) == at and size + len(part) <= PIECE_BYTES:
-            spans[-1].append((at, part))
-            size += len(part)
+        if at == end:
+            spans[-1][1].append(part)
         else:
-            spans.append([(at, part)])
-            size = len(part)
-    return spans
-
-
-def _scatter(span: Sequence[tuple[int, memoryview]], body: bytes, key: str) -> None:
-    view, place = memoryview(body), 0
-    if len(body) != sum(len(part) for _, part in span):
-        raise Corrupt(f"{key} ended early", hint=_OLDER)
-    for _, part in span:
-        part[:] = view[place : place + len(part)]
-        place += len(part)
+            spans.append((at, [part]))
+        end = at + len(part)
+    return list(spans)
 
 
 def _check_digest(part: Part, index: int, chunk: Chunk, data: memoryview) -> None:
@@ -266,7 +246,7 @@ def verify(
 
 
 def _groups(part: Part) -> list[list[int]]:
-    """Indices by place in the pack, in groups of about `PIECE_BYTES * PIECES_AT_ONCE`."""
+    """Indices by place in the pack, in groups of about `GROUP_BYTES`."""
     order = sorted(range(len(part.tensors)), key=lambda i: [(c.pack, c.offset) for c in part.tensors[i].chunks])
     groups: list[list[int]] = []
     room = 0
@@ -274,7 +254,7 @@ def _groups(part: Part) -> list[list[int]]:
         size = part.tensors[index].size_bytes
         if not groups or size > room:
             groups.append([])
-            room = PIECE_BYTES * PIECES_AT_ONCE
+            room = GROUP_BYTES
         groups[-1].append(index)
         room -= size
     return groups
@@ -288,11 +268,12 @@ def _header_problems(store: Store, manifest: Manifest, deadline: Deadline | None
             if stat.size_bytes != pack.length:
                 problems.append(f"{pack.key} has {stat.size_bytes} bytes, {pack.length} were committed")
                 continue
-            header = store.read_ranges(pack.key, [(0, pack.header_length)], deadline=deadline)[0]
+            header = bytearray(pack.header_length)
+            store.read_into(pack.key, [(0, [memoryview(header)])], deadline=deadline, etag=stat.etag)
             if digest(header) != pack.header_digest:
                 problems.append(f"{pack.key}: the header does not match its digest")
             else:
-                read_header(header, key=pack.key)
+                read_header(bytes(header), key=pack.key)
         except NotFound:
             problems.append(f"{pack.key} is missing")
         except SnapshotError as error:

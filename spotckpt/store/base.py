@@ -16,8 +16,17 @@ Buffer = bytes | bytearray | memoryview
 MIB = 2**20
 TEMPORARY = ".tmp-"
 """How the names of unfinished local files start; no key may have a part that starts so."""
+BLOCK_BYTES = 256 * 2**10
+"""What fits a core's cache: bytes that several look at pass through memory once."""
 Progress = Callable[[int], None]
 """Called with the number of bytes that have just been confirmed; raising in it gives the transfer up."""
+Reading = Callable[[int, memoryview], None]
+"""Called with (offset in the object, bytes) of all that is about to be sent, in order, from the same read as the
+checksum. A try that is repeated repeats offsets. Raising in it gives the transfer up."""
+Span = tuple[int, Sequence[memoryview]]
+"""An offset in an object, and the writable buffers that its bytes from there on go to, one after the other."""
+Arrived = Callable[[int], None]
+"""Called, in a thread of the transfer, with the index of a span that is there wholly; raising gives the transfer up."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ class Store(ABC):
         *,
         deadline: Deadline | None = None,
         progress: Progress | None = None,
+        reading: Reading | None = None,
     ) -> Stat:
         """Writes the concatenated buffers, replacing what was there; visible wholly or not at all.
 
@@ -109,19 +119,32 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def read_ranges(
+    def read_into(
         self,
         key: str,
-        ranges: Sequence[tuple[int, int]],
+        spans: Sequence[Span],
         *,
         deadline: Deadline | None = None,
         progress: Progress | None = None,
-    ) -> list[bytes]:
-        """The bytes of each (offset, length), in order, read in parallel, all of one version of the object.
+        arrived: Arrived | None = None,
+        etag: str | None = None,
+        width: int | None = None,
+    ) -> None:
+        """Fills the buffers of every span, all from one version of the object.
+
+        Args:
+            key: the object.
+            spans: where the bytes are and where they go; the store cuts long ones and reads in parallel.
+            deadline: for the whole.
+            progress: told the bytes that came.
+            arrived: told each span once, when it is complete; its buffers are not written again.
+            etag: the version that is wanted; None asks the store which one there is.
+            width: how many requests at a time; None is what the store finds best.
 
         Raises:
             NotFound: there is no object.
-            Unavailable: it was replaced between two ranges, or a body came short.
+            Replaced: it is not, or no longer, the version that is wanted.
+            Unavailable: a body came short.
         """
 
     @abstractmethod
@@ -188,3 +211,25 @@ def pieces(data: Sequence[Buffer], size_bytes: int) -> Iterator[list[memoryview]
 def size_of(data: Sequence[Buffer]) -> int:
     """The number of bytes in the buffers together."""
     return sum(memoryview(buffer).nbytes for buffer in data)
+
+
+def size_of_spans(spans: Sequence[Span]) -> int:
+    """The number of bytes in all of the spans."""
+    return sum(size_of(buffers) for _, buffers in spans)
+
+
+def without_first(buffers: list[memoryview], count: int) -> list[memoryview]:
+    """The buffers without their first `count` bytes, and without those that are used up."""
+    for index, buffer in enumerate(buffers):
+        if count < len(buffer):
+            return [buffer[count:], *buffers[index + 1 :]]
+        count -= len(buffer)
+    return []
+
+
+def scatter(data: Buffer, buffers: Sequence[memoryview]) -> None:
+    """Copies the bytes into the buffers, which together are as long."""
+    view, place = memoryview(data), 0
+    for buffer in buffers:
+        buffer[:] = view[place : place + len(buffer)]
+        place += len(buffer)

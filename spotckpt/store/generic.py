@@ -13,11 +13,27 @@ from datetime import datetime
 from typing import Any
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
-from spotckpt.errors import ConditionsIgnored, LimitExceeded, StoreError, Unavailable
-from spotckpt.store.base import Buffer, Progress, Stat, Store, check_key, check_prefix, size_of
+from spotckpt.errors import ConditionsIgnored, LimitExceeded, Replaced, StoreError, Unavailable
+from spotckpt.store.base import (
+    MIB,
+    Arrived,
+    Buffer,
+    Progress,
+    Reading,
+    Span,
+    Stat,
+    Store,
+    check_key,
+    check_prefix,
+    pieces,
+    scatter,
+    size_of,
+    size_of_spans,
+)
 from spotckpt.store.translate import translate
 
 _CREATING = threading.Lock()
+_PIECE_BYTES = 16 * MIB
 
 
 class FsspecStore(Store):
@@ -51,12 +67,16 @@ class FsspecStore(Store):
         *,
         deadline: Deadline | None = None,
         progress: Progress | None = None,
+        reading: Reading | None = None,
     ) -> Stat:
         """See `Store.put`."""
         path, size_bytes = self._path(key), size_of(data)
         with self._call("put", key, self.until(deadline, size_bytes=size_bytes), mutates=True):
             self._make_parent(path)
-            self._fs.pipe_file(path, b"".join(data))
+            body = b"".join(data)
+            if reading is not None:
+                reading(0, memoryview(body))
+            self._fs.pipe_file(path, body)
         if progress is not None:
             progress(size_bytes)
         found = self.stat(key, deadline=deadline)
@@ -72,28 +92,39 @@ class FsspecStore(Store):
         with self._call("read", key, self.until(deadline), mutates=False):
             return bytes(self._fs.cat_file(self._path(key), start=0, end=found.size_bytes))
 
-    def read_ranges(
+    def read_into(
         self,
         key: str,
-        ranges: Sequence[tuple[int, int]],
+        spans: Sequence[Span],
         *,
         deadline: Deadline | None = None,
         progress: Progress | None = None,
-    ) -> list[bytes]:
-        """See `Store.read_ranges`. One range after the other; the object is compared before and after."""
-        deadline = self.until(deadline, size_bytes=sum(length for _, length in ranges))
-        before = self.stat(key, deadline=deadline)
-        found = []
-        for offset, length in ranges:
-            with self._call("read_ranges", key, deadline, mutates=False):
-                found.append(bytes(self._fs.cat_file(self._path(key), start=offset, end=offset + length)))
-            if len(found[-1]) != length:
-                raise Unavailable("read_ranges", f"{self.uri}/{key}", f"the object ends before byte {offset + length}")
+        arrived: Arrived | None = None,
+        etag: str | None = None,
+        width: int | None = None,
+    ) -> None:
+        """See `Store.read_into`. One piece after the other; the version is compared before and after each span."""
+        deadline = self.until(deadline, size_bytes=size_of_spans(spans))
+        wanted = self.stat(key, deadline=deadline).etag if etag is None else etag
+        for index, span in enumerate(spans):
+            self._fill(key, span, deadline, progress)
+            if self.stat(key, deadline=deadline).etag != wanted:
+                raise Replaced("read_into", f"{self.uri}/{key}", "the object was replaced while it was read")
+            if arrived is not None:
+                arrived(index)
+
+    def _fill(self, key: str, span: Span, deadline: Deadline, progress: Progress | None) -> None:
+        offset, buffers = span
+        for piece in pieces(buffers, _PIECE_BYTES):
+            end = offset + size_of(piece)
+            with self._call("read_into", key, deadline, mutates=False):
+                data = bytes(self._fs.cat_file(self._path(key), start=offset, end=end))
+            if len(data) != end - offset:
+                raise Unavailable("read_into", f"{self.uri}/{key}", f"the object ends before byte {end}")
+            scatter(data, piece)
+            offset = end
             if progress is not None:
-                progress(length)
-        if self.stat(key, deadline=deadline) != before:
-            raise Unavailable("read_ranges", f"{self.uri}/{key}", "the object was replaced while it was read")
-        return found
+                progress(len(data))
 
     def list(self, prefix: str, *, deadline: Deadline | None = None) -> list[Stat]:
         """See `Store.list`."""

@@ -23,24 +23,33 @@ from spotckpt.errors import (
     LimitExceeded,
     NotFound,
     OutcomeUnknown,
+    Replaced,
     StoreError,
     Unavailable,
 )
 from spotckpt.store.base import (
+    BLOCK_BYTES,
     MIB,
     TEMPORARY,
+    Arrived,
     Buffer,
     Progress,
+    Reading,
+    Span,
     Stat,
     Store,
     check_key,
     check_prefix,
     pieces,
     size_of,
+    size_of_spans,
+    without_first,
 )
 from spotckpt.store.translate import from_os_error
 
 _PIECE_BYTES = 8 * MIB
+_BUFFERS_AT_ONCE = 1000
+"""Fewer than the system's limit for one call (IOV_MAX, 1024)."""
 
 
 class LocalStore(Store):
@@ -67,11 +76,12 @@ class LocalStore(Store):
         *,
         deadline: Deadline | None = None,
         progress: Progress | None = None,
+        reading: Reading | None = None,
     ) -> Stat:
         """See `Store.put`."""
         deadline = self.until(deadline, size_bytes=size_of(data))
         path = self._path("put", key, deadline)
-        with self._temporary("put", path, data, deadline=deadline, progress=progress) as temporary:
+        with self._temporary("put", path, data, deadline=deadline, progress=progress, reading=reading) as temporary:
             with self._translated("put", path):
                 temporary.replace(path)
             self._sync_name("put", path)
@@ -88,24 +98,26 @@ class LocalStore(Store):
                 raise LimitExceeded(f"{self.uri}/{key} has {size_bytes} bytes, at most {limit_bytes} are expected")
             return self._read_at(descriptor, key, 0, size_bytes)
 
-    def read_ranges(
+    def read_into(
         self,
         key: str,
-        ranges: Sequence[tuple[int, int]],
+        spans: Sequence[Span],
         *,
         deadline: Deadline | None = None,
         progress: Progress | None = None,
-    ) -> list[bytes]:
-        """See `Store.read_ranges`. An open file stays the version it was, whatever happens to its name."""
-        deadline = self.until(deadline, size_bytes=sum(length for _, length in ranges))
-        found = []
-        with self._opened("read_ranges", key, deadline) as descriptor:
-            for offset, length in ranges:
-                self._in_time("read_ranges", f"{self.uri}/{key}", deadline)
-                found.append(self._read_at(descriptor, key, offset, length))
-                if progress is not None:
-                    progress(length)
-        return found
+        arrived: Arrived | None = None,
+        etag: str | None = None,
+        width: int | None = None,
+    ) -> None:
+        """See `Store.read_into`. An open file stays the version it was, whatever happens to its name."""
+        deadline = self.until(deadline, size_bytes=size_of_spans(spans))
+        with self._opened("read_into", key, deadline) as descriptor:
+            if etag is not None and _stat(key, os.fstat(descriptor)).etag != etag:
+                raise Replaced("read_into", f"{self.uri}/{key}", "the object was replaced")
+            for index, span in enumerate(spans):
+                self._fill(descriptor, key, span, deadline, progress)
+                if arrived is not None:
+                    arrived(index)
 
     def list(self, prefix: str, *, deadline: Deadline | None = None) -> list[Stat]:
         """See `Store.list`."""
@@ -169,6 +181,7 @@ class LocalStore(Store):
         *,
         deadline: Deadline,
         progress: Progress | None = None,
+        reading: Reading | None = None,
     ) -> Iterator[Path]:
         temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}")
         try:
@@ -176,12 +189,15 @@ class LocalStore(Store):
             with self._translated(operation, path):
                 descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
+                offset = 0
                 for piece in pieces(data, _PIECE_BYTES):
                     self._in_time(operation, str(path), deadline)
-                    with self._translated(operation, path):
-                        _write_all(descriptor, piece)
+                    for block in _blocks(piece, offset, reading):
+                        with self._translated(operation, path):
+                            _write_all(descriptor, block)
+                    offset += size_of(piece)
                     if progress is not None:
-                        progress(sum(map(len, piece)))
+                        progress(size_of(piece))
                 with self._translated(operation, path):
                     os.fsync(descriptor)
             finally:
@@ -229,6 +245,21 @@ class LocalStore(Store):
         finally:
             os.close(descriptor)
 
+    def _fill(self, descriptor: int, key: str, span: Span, deadline: Deadline, progress: Progress | None) -> None:
+        offset, buffers = span
+        for piece in pieces(buffers, _PIECE_BYTES):
+            self._in_time("read_into", f"{self.uri}/{key}", deadline)
+            rest = piece
+            while rest:
+                with self._translated("read_into", self.root / key):
+                    count = os.preadv(descriptor, rest[:_BUFFERS_AT_ONCE], offset)
+                if not count:
+                    raise Unavailable("read_into", f"{self.uri}/{key}", f"it ends {size_of(rest)} bytes too early")
+                offset += count
+                rest = without_first(rest, count)
+            if progress is not None:
+                progress(size_of(piece))
+
     def _read_at(self, descriptor: int, key: str, offset: int, length: int) -> bytes:
         found: list[bytes] = []
         while length and (chunk := self._pread(descriptor, key, offset, length)):
@@ -267,11 +298,20 @@ def _files(directory: Path) -> Iterator[os.DirEntry[str]]:
             yield entry
 
 
-def _write_all(descriptor: int, buffers: list[memoryview]) -> None:
-    for buffer in buffers:
-        rest = buffer
-        while len(rest):
-            rest = rest[os.write(descriptor, rest) :]
+def _blocks(piece: list[memoryview], offset: int, reading: Reading | None) -> Iterator[memoryview]:
+    """What to write next, shown to `reading` while it comes through the cache."""
+    for buffer in piece:
+        for start in range(0, len(buffer), BLOCK_BYTES):
+            block = buffer[start : start + BLOCK_BYTES]
+            if reading is not None:
+                reading(offset, block)
+            offset += len(block)
+            yield block
+
+
+def _write_all(descriptor: int, rest: memoryview) -> None:
+    while len(rest):
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _make_directory(directory: Path) -> None:

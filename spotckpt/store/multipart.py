@@ -19,7 +19,7 @@ from typing import Any
 
 from spotckpt.deadline import Clock, Deadline
 from spotckpt.errors import OutcomeUnknown, StoreError, Unavailable
-from spotckpt.store.base import MIB, Buffer, Progress, pieces, size_of
+from spotckpt.store.base import MIB, Buffer, Progress, Reading, pieces, size_of
 from spotckpt.store.client import Call, Client
 from spotckpt.store.parallel import at_once
 
@@ -49,7 +49,7 @@ class Upload:
     place: Mapping[str, str]
     clock: Clock
 
-    def send(self, data: Sequence[Buffer], progress: Progress | None) -> None:
+    def send(self, data: Sequence[Buffer], progress: Progress | None, reading: Reading | None) -> None:
         """Uploads the concatenated buffers; on any error, also one that `progress` raises, the upload is aborted."""
         self._sweep()
         asked = self.client.request(
@@ -57,16 +57,18 @@ class Upload:
         )
         upload_id = self.client.run(self.call, asked)["UploadId"]
         try:
-            self._complete(upload_id, self._send_parts(upload_id, data, progress))
+            self._complete(upload_id, self._send_parts(upload_id, data, progress, reading))
         except BaseException:
             # Whatever ended it, Ctrl-C included: the parts are billed until they are aborted.
             self._abort(upload_id)
             raise
 
-    def _send_parts(self, upload_id: str, data: Sequence[Buffer], progress: Progress | None) -> list[_Part]:
+    def _send_parts(
+        self, upload_id: str, data: Sequence[Buffer], progress: Progress | None, reading: Reading | None
+    ) -> list[_Part]:
         part_bytes = max(PART_BYTES, -(-size_of(data) // MOST_PARTS))
         starts = (
-            functools.partial(self._send_part, upload_id, number, part)
+            functools.partial(self._send_part, upload_id, number, part, (number - 1) * part_bytes, reading)
             for number, part in enumerate(pieces(data, part_bytes), start=1)
         )
 
@@ -76,8 +78,12 @@ class Upload:
 
         return at_once(starts, width=PARTS_AT_ONCE, deadline=self.call.deadline, done=done)
 
-    def _send_part(self, upload_id: str, number: int, buffers: Sequence[Buffer]) -> Future[_Part]:
+    def _send_part(
+        self, upload_id: str, number: int, buffers: Sequence[Buffer], offset: int, reading: Reading | None
+    ) -> Future[_Part]:
         body, checksum = to_body(buffers)
+        if reading is not None:
+            reading(offset, body.getbuffer())
 
         async def attempt() -> _Part:
             body.seek(0)

@@ -9,13 +9,18 @@ import tenacity
 from tenacity import RetryCallState
 
 from spotckpt.deadline import Deadline
-from spotckpt.errors import AlreadyExists, OutcomeUnknown, StoreError, Unavailable
-from spotckpt.store.base import Buffer, Progress, Stat, Store, size_of
+from spotckpt.errors import AlreadyExists, OutcomeUnknown, Replaced, StoreError, Unavailable
+from spotckpt.store.base import Arrived, Buffer, Progress, Reading, Span, Stat, Store, size_of, size_of_spans
 
 T = TypeVar("T")
 
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 8.0
+
+
+def _may_pass(error: BaseException) -> bool:
+    # what was replaced stays replaced
+    return isinstance(error, Unavailable | OutcomeUnknown) and not isinstance(error, Replaced)
 
 
 def policy(deadline: Deadline) -> dict[str, Any]:
@@ -25,7 +30,7 @@ def policy(deadline: Deadline) -> dict[str, Any]:
         return state.upcoming_sleep >= deadline.seconds_left
 
     return {
-        "retry": tenacity.retry_if_exception_type((Unavailable, OutcomeUnknown)),
+        "retry": tenacity.retry_if_exception(_may_pass),
         "wait": tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
         "stop": too_late,
         "reraise": True,
@@ -78,31 +83,56 @@ class Retrying(Store):
         *,
         deadline: Deadline | None = None,
         progress: Progress | None = None,
+        reading: Reading | None = None,
     ) -> Stat:
         """See `Store.put`."""
         deadline = self.until(deadline, size_bytes=size_of(data))
         told = _Told(progress)
-        return self._run(lambda: self.inner.put(key, data, deadline=deadline, progress=told.new_try()), deadline)
+        return self._run(
+            lambda: self.inner.put(key, data, deadline=deadline, progress=told.new_try(), reading=reading), deadline
+        )
 
     def read(self, key: str, *, limit_bytes: int, deadline: Deadline | None = None) -> bytes:
         """See `Store.read`."""
         deadline = self.until(deadline, size_bytes=limit_bytes)
         return self._run(lambda: self.inner.read(key, limit_bytes=limit_bytes, deadline=deadline), deadline)
 
-    def read_ranges(
+    def read_into(
         self,
         key: str,
-        ranges: Sequence[tuple[int, int]],
+        spans: Sequence[Span],
         *,
         deadline: Deadline | None = None,
         progress: Progress | None = None,
-    ) -> list[bytes]:
-        """See `Store.read_ranges`."""
-        deadline = self.until(deadline, size_bytes=sum(length for _, length in ranges))
+        arrived: Arrived | None = None,
+        etag: str | None = None,
+        width: int | None = None,
+    ) -> None:
+        """See `Store.read_into`. A further try reads only what is missing, of the version that the first one saw."""
+        deadline = self.until(deadline, size_bytes=size_of_spans(spans))
+        version = etag or self.stat(key, deadline=deadline).etag
         told = _Told(progress)
-        return self._run(
-            lambda: self.inner.read_ranges(key, ranges, deadline=deadline, progress=told.new_try()), deadline
-        )
+        there: set[int] = set()
+
+        def attempt() -> None:
+            missing = [index for index in range(len(spans)) if index not in there]
+
+            def came(place: int) -> None:
+                there.add(missing[place])
+                if arrived is not None:
+                    arrived(missing[place])
+
+            self.inner.read_into(
+                key,
+                [spans[index] for index in missing],
+                deadline=deadline,
+                progress=told.new_try(size_of_spans([spans[index] for index in there])),
+                arrived=came,
+                etag=version,
+                width=width,
+            )
+
+        self._run(attempt, deadline)
 
     def list(self, prefix: str, *, deadline: Deadline | None = None) -> list[Stat]:
         """See `Store.list`."""
@@ -135,11 +165,11 @@ class _Told:
         self._progress = progress
         self._told = 0
 
-    def new_try(self) -> Progress | None:
+    def new_try(self, start: int = 0) -> Progress | None:
         progress = self._progress
         if progress is None:
             return None
-        reached = 0
+        reached = start
 
         def forward(count: int) -> None:
             nonlocal reached

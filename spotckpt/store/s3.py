@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -17,7 +18,22 @@ from botocore.exceptions import ClientError
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.errors import BucketMissing, NotFound, StoreError, Unavailable
-from spotckpt.store.base import MIB, Buffer, Progress, Stat, Store, check_key, check_prefix, size_of
+from spotckpt.store.base import (
+    MIB,
+    Arrived,
+    Buffer,
+    Progress,
+    Reading,
+    Span,
+    Stat,
+    Store,
+    check_key,
+    check_prefix,
+    pieces,
+    scatter,
+    size_of,
+    size_of_spans,
+)
 from spotckpt.store.client import Call, Client
 from spotckpt.store.multipart import Upload, to_body
 from spotckpt.store.parallel import at_once
@@ -67,13 +83,16 @@ class S3Store(Store):
         *,
         deadline: Deadline | None = None,
         progress: Progress | None = None,
+        reading: Reading | None = None,
     ) -> Stat:
         """See `Store.put`. Up to 16 MiB in one request, above that in parts."""
         size_bytes = size_of(data)
         call = self._call("put", key, self.until(deadline, size_bytes=size_bytes), mutates=True)
         if size_bytes > SINGLE_PUT_BYTES:
-            Upload(self._client, call, self._place(key), self.clock).send(data, progress)
+            Upload(self._client, call, self._place(key), self.clock).send(data, progress, reading)
         else:
+            if reading is not None:
+                reading(0, memoryview(b"".join(data)))
             self._put_object(call, key, data)
             if progress is not None:
                 progress(size_bytes)
@@ -87,29 +106,37 @@ class S3Store(Store):
         call = self._call("read", key, self.until(deadline, size_bytes=limit_bytes))
         return self._client.run(call, self._client.get(call, limit_bytes=limit_bytes, **self._place(key)))
 
-    def read_ranges(
+    def read_into(
         self,
         key: str,
-        ranges: Sequence[tuple[int, int]],
+        spans: Sequence[Span],
         *,
         deadline: Deadline | None = None,
         progress: Progress | None = None,
-    ) -> list[bytes]:
-        """See `Store.read_ranges`. Eight requests of at most 16 MiB at a time, all for the etag seen first."""
-        deadline = self.until(deadline, size_bytes=sum(length for _, length in ranges))
-        call = self._call("read_ranges", key, deadline)
-        found = self.stat(key, deadline=deadline)
-        if any(offset < 0 or length < 0 or offset + length > found.size_bytes for offset, length in ranges):
-            raise Unavailable("read_ranges", call.key, f"a range ends after its {found.size_bytes} bytes")
-        cut = [list(_cut(offset, length)) for offset, length in ranges]
-        starts = [functools.partial(self._get_range, call, key, found.etag, part) for parts in cut for part in parts]
+        arrived: Arrived | None = None,
+        etag: str | None = None,
+        width: int | None = None,
+    ) -> None:
+        """See `Store.read_into`. Eight requests of at most 16 MiB at a time, all for one etag."""
+        deadline = self.until(deadline, size_bytes=size_of_spans(spans))
+        call = self._call("read_into", key, deadline)
+        version = etag or self.stat(key, deadline=deadline).etag
+        requests = [(index, piece) for index, span in enumerate(spans) for piece in _cut(span)]
+        left = Counter(index for index, _ in requests)
+        starts = [functools.partial(self._get_range, call, key, version, *request) for request in requests]
 
-        def done(data: bytes) -> None:
+        def done(request: tuple[int, int]) -> None:
+            index, count = request
+            left[index] -= 1
             if progress is not None:
-                progress(len(data))
+                progress(count)
+            if arrived is not None and not left[index]:
+                arrived(index)
 
-        read = iter(at_once(starts, width=RANGES_AT_ONCE, deadline=deadline, done=done))
-        return [_joined([next(read) for _ in parts]) for parts in cut]
+        for index in range(len(spans)):
+            if arrived is not None and not left[index]:
+                arrived(index)
+        at_once(starts, width=width or RANGES_AT_ONCE, deadline=deadline, done=done)
 
     def list(self, prefix: str, *, deadline: Deadline | None = None) -> builtins.list[Stat]:
         """See `Store.list`."""
@@ -165,15 +192,17 @@ class S3Store(Store):
         body, checksum = to_body(data)
         self._request("put_object", call, Body=body, ChecksumCRC32=checksum, **self._place(key), **conditions)
 
-    def _get_range(self, call: Call, key: str, etag: str, part: tuple[int, int]) -> Future[bytes]:
-        offset, length = part
+    def _get_range(self, call: Call, key: str, etag: str, index: int, piece: Span) -> Future[tuple[int, int]]:
+        offset, buffers = piece
+        length = size_of(buffers)
 
-        async def attempt() -> bytes:
-            span = f"bytes={offset}-{offset + length - 1}"
-            data = await self._client.get(call, limit_bytes=length, Range=span, IfMatch=etag, **self._place(key))
+        async def attempt() -> tuple[int, int]:
+            asked = f"bytes={offset}-{offset + length - 1}"
+            data = await self._client.get(call, limit_bytes=length, Range=asked, IfMatch=etag, **self._place(key))
             if len(data) != length:
                 raise Unavailable(call.operation, call.key, f"{len(data)} of {length} bytes came")
-            return data
+            scatter(data, buffers)
+            return index, length
 
         return self._client.submit(self._client.retried(attempt, call.deadline))
 
@@ -202,11 +231,8 @@ def _refused(problem: Mapping[str, str], key: str) -> StoreError:
     return translate(ClientError(response, "DeleteObjects"), operation="delete", key=key, mutates=True)
 
 
-def _cut(offset: int, length: int) -> Iterator[tuple[int, int]]:
-    end = offset + length
-    for start in range(offset, end, RANGE_BYTES):
-        yield start, min(RANGE_BYTES, end - start)
-
-
-def _joined(found: Sequence[bytes]) -> bytes:
-    return found[0] if len(found) == 1 else b"".join(found)
+def _cut(span: Span) -> Iterator[Span]:
+    offset, buffers = span
+    for piece in pieces(buffers, RANGE_BYTES):
+        yield offset, piece
+        offset += size_of(piece)

@@ -22,6 +22,7 @@ from spotckpt.errors import (
     NoCredentials,
     NotFound,
     OutcomeUnknown,
+    Replaced,
     StoreError,
     Unavailable,
 )
@@ -77,6 +78,7 @@ _BY_CODE: dict[str, _Verdict] = {
     **dict.fromkeys(("RequestLimitExceeded", "RequestTimeout", "BadDigest", "IncompleteBody"), _BUSY),
     **dict.fromkeys(("XAmzContentSHA256Mismatch", "ConditionalRequestConflict", "OperationAborted"), _BUSY),
     "NoSuchUpload": _BUSY,
+    "InvalidRange": (Unavailable, "the object is shorter than was said"),
 }
 _BY_STATUS: dict[int, _Verdict] = {
     301: _REGION,
@@ -163,7 +165,7 @@ def _answered(error: boto.ClientError, operation: str, key: str, mutates: bool) 
     cause = f"{error.operation_name} answered {status} {code}" + (f": {message}" if message not in ("", code) else "")
     kind, hint = _BY_CODE.get(code) or _BY_STATUS.get(status) or _otherwise(status, operation, mutates)
     if kind is AlreadyExists and not mutates:
-        return Unavailable(operation, key, "the object was replaced while it was read")
+        return Replaced(operation, key, "the object was replaced while it was read")
     if kind is Denied:
         hint = f"allow {_ACTIONS.get(error.operation_name, 'the action')} for these credentials"
     if code == "RequestTimeTooSkewed":

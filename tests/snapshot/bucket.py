@@ -20,7 +20,7 @@ from spotckpt.snapshot.records import Base, Claim, Heartbeat, Holder
 from spotckpt.snapshot.save import commit, upload
 from spotckpt.snapshot.staged import Staged
 from spotckpt.snapshot.tree import ARRAY_DTYPES, encode
-from spotckpt.store.base import Progress, Stat, Store
+from spotckpt.store.base import Progress, Reading, Span, Stat, Store
 from spotckpt.store.open import open_store
 
 
@@ -66,21 +66,15 @@ class Wrapped(Store):
         *,
         deadline: Deadline | None = None,
         progress: Progress | None = None,
+        reading: Reading | None = None,
     ) -> Stat:
-        return self.inner.put(key, data, deadline=deadline, progress=progress)
+        return self.inner.put(key, data, deadline=deadline, progress=progress, reading=reading)
 
     def read(self, key: str, *, limit_bytes: int, deadline: Deadline | None = None) -> bytes:
         return self.inner.read(key, limit_bytes=limit_bytes, deadline=deadline)
 
-    def read_ranges(
-        self,
-        key: str,
-        ranges: Sequence[tuple[int, int]],
-        *,
-        deadline: Deadline | None = None,
-        progress: Progress | None = None,
-    ) -> list[bytes]:
-        return self.inner.read_ranges(key, ranges, deadline=deadline, progress=progress)
+    def read_into(self, key: str, spans: Sequence[Span], **options: Any) -> None:
+        self.inner.read_into(key, spans, **options)
 
     def list(self, prefix: str, *, deadline: Deadline | None = None) -> list[Stat]:
         return self.inner.list(prefix, deadline=deadline)

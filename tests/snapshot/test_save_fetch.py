@@ -25,7 +25,6 @@ from spotckpt.snapshot.attempts import ensure_run
 from spotckpt.snapshot.catalog import read_catalog
 from spotckpt.snapshot.choose import choose
 from spotckpt.snapshot.fetch import (
-    PIECE_BYTES,
     evaluated_of,
     pick,
     read_manifest,
@@ -37,7 +36,7 @@ from spotckpt.snapshot.fetch import (
 from spotckpt.snapshot.keys import SnapshotId, claim_key, manifest_key, pack_key, part_key
 from spotckpt.snapshot.manifest import MAX_MANIFEST_BYTES, Manifest
 from spotckpt.snapshot.save import commit, upload
-from spotckpt.store.base import Store
+from spotckpt.store.base import BLOCK_BYTES, Store
 from tests.snapshot.bucket import (
     Wrapped,
     arrays_of,
@@ -99,7 +98,7 @@ def test_only_what_is_asked_for_is_read(store: Store) -> None:
 
 def test_big_tensors_are_read_in_pieces(store: Store) -> None:
     arrays = {"big": np.arange(33 << 17, dtype="<i8"), **{f"t{i}": np.arange(i * 7, dtype="<i4") for i in range(20)}}
-    assert arrays["big"].nbytes > 2 * PIECE_BYTES
+    assert arrays["big"].nbytes > 2 * BLOCK_BYTES
     made, data = staged(sid(1, 1), arrays)
     commit(store, upload(store, made, data, run_id=ensure_run(store).run_id, parent=None))
     assert load(store, sid(1, 1)) == {name: array.tobytes() for name, array in arrays.items()}

@@ -12,13 +12,14 @@ import fsspec
 import pytest
 
 from spotckpt.deadline import Deadline
-from spotckpt.errors import AlreadyExists, LimitExceeded, NotFound, Unavailable
+from spotckpt.errors import AlreadyExists, LimitExceeded, NotFound, Replaced, Unavailable
 from spotckpt.store.base import MIB, Store
 from spotckpt.store.conditions import require_conditions
 from spotckpt.store.generic import FsspecStore
 from spotckpt.store.local import LocalStore
 from spotckpt.store.retry import Retrying
 from spotckpt.store.s3 import S3Store
+from tests.store.ranges import read_ranges
 from tests.support.servers import MotoServer, S3Env, Seaweed
 
 KINDS = ["local", "memory", "moto", "seaweed"]
@@ -74,7 +75,7 @@ def test_a_new_root_is_empty(store):
     with pytest.raises(NotFound, match=r"run\.json"):
         store.read("run.json", limit_bytes=10)
     with pytest.raises(NotFound, match=r"run\.json"):
-        store.read_ranges("run.json", [(0, 1)])
+        read_ranges(store, "run.json", [(0, 1)])
     store.delete(["run.json"])
 
 
@@ -138,7 +139,7 @@ def test_put_joins_its_buffers_and_reports_what_is_confirmed(store):
         "pack", [data[:5], memoryview(data)[5 : 9 * MIB], bytearray(data[9 * MIB :])], progress=told.append
     )
     assert stat.size_bytes == len(data) == sum(told)
-    assert store.read_ranges("pack", [(0, len(data))]) == [data]
+    assert read_ranges(store, "pack", [(0, len(data))]) == [data]
 
 
 def test_a_put_given_up_is_invisible(store):
@@ -162,21 +163,87 @@ def test_read_has_a_limit(store):
         store.read("big", limit_bytes=999)
 
 
-def test_ranges_come_in_order(store):
+def test_what_is_sent_is_shown_in_order(store):
+    data = os.urandom(17 * MIB)
+    shown = bytearray()
+
+    def reading(offset: int, block: memoryview) -> None:
+        assert offset == len(shown)
+        shown.extend(block)
+
+    store.put("pack", [data[:5], memoryview(data)[5 : 9 * MIB], data[9 * MIB :]], reading=reading)
+    assert shown == data
+    shown.clear()
+    store.put("small", [b"one", b"two"], reading=reading)
+    assert shown == b"onetwo"
+
+
+def test_a_reader_that_raises_ends_the_put(store):
+    class Enough(BaseException):
+        pass
+
+    def reading(offset: int, block: memoryview) -> None:
+        raise Enough
+
+    for size_bytes in (10, 20 * MIB):
+        with pytest.raises(Enough):
+            store.put("torn/pack", [bytes(size_bytes)], reading=reading)
+    assert store.list("") == []
+
+
+def test_ranges_may_come_in_any_order_and_overlap(store):
     data = os.urandom(1 * MIB)
     store.put("pack", [data])
     told: list[int] = []
+    there: list[int] = []
     ranges = [(1000, 24), (0, 0), (0, 1), (MIB - 1, 1), (5, 300_000), (0, MIB)]
-    found = store.read_ranges("pack", ranges, progress=told.append)
+    found = read_ranges(store, "pack", ranges, progress=told.append, arrived=there.append)
     assert found == [data[offset : offset + length] for offset, length in ranges]
     assert sum(told) == sum(length for _, length in ranges)
+    assert sorted(there) == list(range(len(ranges)))
+
+
+def test_a_span_fills_its_buffers_one_after_the_other(store):
+    data = os.urandom(33 * MIB + 5000)
+    etag = store.put("pack", [data]).etag
+    buffers = [bytearray(size) for size in (0, 1, 17 * MIB, 0, 16 * MIB - 7, 3, *[1] * 1500)]
+    size_bytes = sum(map(len, buffers))
+    tail = bytearray(len(data) - size_bytes)
+    there: dict[int, bool] = {}
+
+    def arrived(index: int) -> None:
+        assert index not in there
+        there[index] = b"".join(buffers) == data[:size_bytes] if index == 0 else bytes(tail) == data[size_bytes:]
+
+    spans = [(0, [memoryview(buffer) for buffer in buffers]), (size_bytes, [memoryview(tail)])]
+    store.read_into("pack", spans, arrived=arrived, etag=etag, width=2)
+    assert there == {0: True, 1: True}
+
+
+def test_another_version_than_wanted_is_told(store):
+    etag = store.put("pack", [b"the first"]).etag
+    store.put("pack", [b"the second"])
+    with pytest.raises(Replaced, match="pack"):
+        read_ranges(store, "pack", [(0, 5)], etag=etag)
+
+
+def test_arrived_may_give_the_reading_up(store):
+    class Enough(BaseException):
+        pass
+
+    def arrived(index: int) -> None:
+        raise Enough
+
+    store.put("pack", [b"0123456789"])
+    with pytest.raises(Enough):
+        read_ranges(store, "pack", [(0, 5), (5, 5)], arrived=arrived)
 
 
 def test_a_range_past_the_end_is_an_error(store):
     store.put("pack", [b"0123456789"])
     deadline = Deadline.after(1.0)
     with pytest.raises(Unavailable, match="pack"):
-        store.read_ranges("pack", [(0, 5), (8, 4)], deadline=deadline)
+        read_ranges(store, "pack", [(0, 5), (8, 4)], deadline=deadline)
 
 
 def test_list_finds_exactly_the_prefix(store):
@@ -213,7 +280,7 @@ def test_a_passed_deadline_ends_every_verb(store):
         lambda: store.create("new", b"", deadline=late),
         lambda: store.put("new", [b"x"], deadline=late),
         lambda: store.read("key", limit_bytes=10, deadline=late),
-        lambda: store.read_ranges("key", [(0, 1)], deadline=late),
+        lambda: read_ranges(store, "key", [(0, 1)], deadline=late),
         lambda: store.list("", deadline=late),
         lambda: store.stat("key", deadline=late),
         lambda: store.delete(["key"], deadline=late),
@@ -247,7 +314,7 @@ def _verbs(store: Store, key: str) -> list[Callable[[], object]]:
         lambda: store.put_if_absent(key, b""),
         lambda: store.put(key, [b""]),
         lambda: store.read(key, limit_bytes=1),
-        lambda: store.read_ranges(key, [(0, 1)]),
+        lambda: read_ranges(store, key, [(0, 1)]),
         lambda: store.stat(key),
         lambda: store.exists(key),
         lambda: store.delete([key]),

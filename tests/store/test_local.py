@@ -108,7 +108,7 @@ def test_files_of_the_store_are_closed(tmp_path):
     before = open_files()
     for number in range(5):
         store.put(f"k{number}", [b"x"])
-        store.read_ranges(f"k{number}", [(0, 1)])
+        store.read_into(f"k{number}", [(0, [memoryview(bytearray(1))])])
         with pytest.raises(NotFound):
             store.read("none", limit_bytes=1)
     wait_until(lambda: open_files() <= before)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
 from spotckpt.deadline import Deadline
-from spotckpt.errors import AlreadyExists, Denied, NotFound, OutcomeUnknown, StoreError, Unavailable
-from spotckpt.store.base import Buffer, Progress, Stat
+from spotckpt.errors import AlreadyExists, Denied, NotFound, OutcomeUnknown, Replaced, StoreError, Unavailable
+from spotckpt.store.base import Buffer, Progress, Reading, Span, Stat
 from spotckpt.store.local import LocalStore
 from spotckpt.store.retry import LONGEST_WAIT_S, Retrying
 
@@ -58,12 +59,20 @@ class Faltering(LocalStore):
         *,
         deadline: Deadline | None = None,
         progress: Progress | None = None,
+        reading: Reading | None = None,
     ) -> Stat:
         self.calls += 1
         if self.failures and progress is not None:
             progress(3)
             raise self.failures.pop(0)("put", key, "as told")
-        return super().put(key, data, progress=progress)
+        return super().put(key, data, progress=progress, reading=reading)
+
+    def read_into(self, key: str, spans: Sequence[Span], **options: Any) -> None:
+        self.calls += 1
+        if not self.failures:
+            return super().read_into(key, spans, **{**options, "deadline": None})
+        super().read_into(key, spans[:1], **{**options, "deadline": None})
+        raise self.failures.pop(0)("read_into", key, "as told")
 
 
 @pytest.fixture
@@ -126,3 +135,28 @@ def test_no_byte_is_told_twice(faltering):
     store.put("key", [b"0123456789"], progress=told.append)
     assert sum(told) == 10
     assert all(count >= 0 for count in told)
+
+
+def test_a_span_that_arrived_is_not_read_again(faltering):
+    store = faltering()
+    store.put("key", [b"0123456789"])
+    store.inner.failures = [Unavailable, Unavailable]
+    told: list[int] = []
+    there: list[int] = []
+    data = bytearray(10)
+    view = memoryview(data)
+    store.read_into(
+        "key", [(0, [view[:3]]), (3, [view[3:7]]), (7, [view[7:]])], progress=told.append, arrived=there.append
+    )
+    assert bytes(data) == b"0123456789"
+    assert there == [0, 1, 2]
+    assert sum(told) == 10
+
+
+def test_what_was_replaced_is_told_at_once(faltering, clock):
+    store = faltering()
+    etag = store.put("key", [b"old"]).etag
+    store.put("key", [b"new and longer"])
+    with pytest.raises(Replaced, match="key"):
+        store.read_into("key", [(0, [memoryview(bytearray(3))])], etag=etag)
+    assert clock.slept == []

@@ -13,11 +13,11 @@ import enum
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from spotckpt.deadline import Deadline
 from spotckpt.errors import OutcomeUnknown, StoreError, Unavailable
-from spotckpt.store.base import Buffer, Progress, Stat, Store
+from spotckpt.store.base import Buffer, Progress, Reading, Span, Stat, Store
 
 T = TypeVar("T")
 Gate = Callable[[str], AbstractContextManager[object]]
@@ -168,6 +168,7 @@ class FaultyStore(Store):
         *,
         deadline: Deadline | None = None,
         progress: Progress | None = None,
+        reading: Reading | None = None,
     ) -> Stat:
         def inner_point(num_bytes: int) -> None:
             self.faults.inner(key)
@@ -178,26 +179,15 @@ class FaultyStore(Store):
         return self._run(
             "put",
             key,
-            lambda: self.inner.put(key, data, deadline=deadline, progress=inner_point),
+            lambda: self.inner.put(key, data, deadline=deadline, progress=inner_point, reading=reading),
             lambda: self.inner.put(key, [whole[: len(whole) // 2]], deadline=deadline),
         )
 
     def read(self, key: str, *, limit_bytes: int, deadline: Deadline | None = None) -> bytes:
         return self._run("read", key, lambda: self.inner.read(key, limit_bytes=limit_bytes, deadline=deadline))
 
-    def read_ranges(
-        self,
-        key: str,
-        ranges: Sequence[tuple[int, int]],
-        *,
-        deadline: Deadline | None = None,
-        progress: Progress | None = None,
-    ) -> list[bytes]:
-        return self._run(
-            "read_ranges",
-            key,
-            lambda: self.inner.read_ranges(key, ranges, deadline=deadline, progress=progress),
-        )
+    def read_into(self, key: str, spans: Sequence[Span], **options: Any) -> None:
+        self._run("read_into", key, lambda: self.inner.read_into(key, spans, **options))
 
     def list(self, prefix: str, *, deadline: Deadline | None = None) -> list[Stat]:
         return self._run("list", prefix, lambda: self.inner.list(prefix, deadline=deadline))
