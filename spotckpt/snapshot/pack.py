@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from spotckpt.errors import Corrupt, EncodeError, LimitExceeded
 
@@ -67,6 +67,15 @@ def size_bytes(dtype: str, shape: Sequence[int]) -> int:
     return math.prod(shape) * ITEM_BYTES[dtype]
 
 
+class TensorSpec(NamedTuple):
+    """A tensor before its bytes have a place: what a part's `TensorEntry` says besides its chunks."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...] | None = None
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where each tensor lies in a pack.
@@ -84,8 +93,8 @@ class Layout:
     header: bytes
 
 
-def layout(entries: Sequence[tuple[str, str, Sequence[int]]]) -> Layout:
-    """Lays out tensors given as (name, dtype, shape); a pure function, so that it can be done again.
+def layout(specs: Sequence[TensorSpec]) -> Layout:
+    """Lays out tensors; a pure function of name, dtype and shape, so that it can be done again.
 
     Large items come first, so every tensor is aligned to its item size; the data section starts at a multiple of 8.
 
@@ -93,32 +102,78 @@ def layout(entries: Sequence[tuple[str, str, Sequence[int]]]) -> Layout:
         EncodeError: a name twice, or one that is no UTF-8 text.
         LimitExceeded: a tensor or the header over the cap.
     """
-    sizes = [size_bytes(dtype, shape) for _, dtype, shape in entries]
-    order = sorted(range(len(entries)), key=lambda i: (-ITEM_BYTES[stored_as(*entries[i][1:])[0]], i))
-    offsets, place, header = [0] * len(entries), 0, {}
+    names = [spec.name for spec in specs]
+    kinds = kinds_of(specs)
+    _require_unique(names)
+    offsets, place, header = [0] * len(specs), 0, []
+    order = sorted(range(len(specs)), key=lambda index: -kinds[index].align_bytes)  # stable
     for index in order:
-        name, dtype, shape = entries[index]
-        if name in header or name == "__metadata__":
-            raise EncodeError(f"{name}: two tensors of this name", hint="rename one")
-        stored, stored_shape = stored_as(dtype, shape)
-        offsets[index] = place
-        header[name] = {
-            "dtype": stored,
-            "shape": list(stored_shape),
-            "data_offsets": [place, place + sizes[index]],
-        }
-        place += sizes[index]
+        offsets[index], end = place, place + kinds[index].size_bytes
+        header.append(f"{_quoted(names[index])}:{kinds[index].header}[{place},{end}]}}")
+        place = end
     return Layout(tuple(offsets), tuple(order), place, _header_bytes(header))
 
 
-def _header_bytes(header: dict[str, Any]) -> bytes:
+class Typed(Protocol):
+    """What has a kind."""
+
+    @property
+    def dtype(self) -> str:
+        """By its name in `ITEM_BYTES`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sides."""
+
+
+class Kind(NamedTuple):
+    """What tensors of one dtype and shape have in common: of the thousands of a state few differ in these.
+
+    Attributes:
+        size_bytes: of each.
+        align_bytes: what its place in the pack is a multiple of.
+        header: its entry in the safetensors header, up to the offsets.
+    """
+
+    size_bytes: int
+    align_bytes: int
+    header: str
+
+
+def kinds_of(tensors: Sequence[Typed]) -> list[Kind]:
+    """The kind of each tensor. Raises as `size_bytes` does."""
+    typed = [(one.dtype, one.shape) for one in tensors]
+    known = {one: _kind(*one) for one in set(typed)}
+    return [known[one] for one in typed]
+
+
+def _kind(dtype: str, shape: tuple[int, ...]) -> Kind:
+    size = size_bytes(dtype, shape)
+    stored, stored_shape = stored_as(dtype, shape)
+    sides = ",".join(map(str, stored_shape))
+    return Kind(size, ITEM_BYTES[stored], f'{{"dtype":"{stored}","shape":[{sides}],"data_offsets":')
+
+
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def _require_unique(names: Sequence[str]) -> None:
+    if len(set(names)) == len(names) and "__metadata__" not in names:
+        return
+    taken = {"__metadata__"}
+    twice = next(name for name in names if name in taken or taken.add(name))  # type: ignore[func-returns-value]
+    raise EncodeError(f"{twice}: two tensors of this name", hint="rename one")
+
+
+def _header_bytes(entries: Sequence[str]) -> bytes:
     try:
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        text = ("{" + ",".join(entries) + "}").encode()
     except UnicodeEncodeError as error:
-        raise EncodeError(f"a tensor's name is not text: {error.object!r:.80}", hint="rename it") from error
+        name = error.object[max(0, error.start - 40) : error.end + 40]
+        raise EncodeError(f"a tensor's name is not text: {name!r}", hint="rename it") from error
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
-        raise LimitExceeded(f"the header of {len(header)} tensors is over 100 MB", hint="track fewer tensors")
+        raise LimitExceeded(f"the header of {len(entries)} tensors is over 100 MB", hint="track fewer tensors")
     return len(text).to_bytes(8, "little") + text
 
 

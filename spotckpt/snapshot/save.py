@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.errors import AlreadyExists, Corrupt, OutcomeUnknown, SnapshotError, StoreError, Superseded
@@ -95,14 +94,13 @@ def upload(
 def _digested(entry: TensorEntry, data: memoryview, header_length: int, still_valid: Callable[[], None]) -> TensorEntry:
     still_valid()
     chunks = tuple(
-        replace(
-            chunk,
+        chunk._replace(
             offset=header_length + chunk.offset,
             digest=digest(data[chunk.offset : chunk.offset + chunk.length]),
         )
         for chunk in entry.chunks
     )
-    return replace(entry, chunks=chunks)
+    return entry._replace(chunks=chunks)
 
 
 def _put(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from spotckpt.snapshot.envelope import unwrap, wrap
@@ -11,8 +12,14 @@ from spotckpt.snapshot.fields import Fields, numbers_from_json, numbers_to_json
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import REASONS, bests_from_json, bests_to_json
 from spotckpt.snapshot.metrics import Best
-from spotckpt.snapshot.pack import Layout, layout
-from spotckpt.snapshot.part import MAX_PART_BYTES, TensorEntry, entries_from
+from spotckpt.snapshot.pack import Layout, TensorSpec, kinds_of, layout
+from spotckpt.snapshot.part import MAX_PART_BYTES, TensorEntry, specs_from
+
+
+def table(specs: Sequence[TensorSpec], plan: Layout) -> tuple[TensorEntry, ...]:
+    """The tensor table of a data section that is laid out so."""
+    sizes = [kind.size_bytes for kind in kinds_of(specs)]
+    return tuple(map(TensorEntry.staged, specs, plan.offsets, sizes))
 
 
 @dataclass(frozen=True)
@@ -22,9 +29,8 @@ class Staged:
     Attributes:
         id: the snapshot's id, as the agent granted it.
         tree: the encoded state tree.
-        tensors: each with one chunk of pack 0, its offset counted from the start of the data section, no digest.
+        specs: the tensors; where they lie follows from all of them, by `layout`.
         data_bytes: length of the data section.
-        header_length: length of what will precede it in the pack; `layout()` gives the same again.
     """
 
     id: str
@@ -33,9 +39,8 @@ class Staged:
     reason: str
     created: float
     tree: Any
-    tensors: tuple[TensorEntry, ...]
+    specs: tuple[TensorSpec, ...]
     data_bytes: int
-    header_length: int
     finished: bool = False
     world_size: int = 1
     latest: Mapping[str, float] = field(default_factory=dict)
@@ -52,7 +57,16 @@ class Staged:
 
     def layout(self) -> Layout:
         """Where the tensors lie and what precedes them, computed again from the table."""
-        return layout([(entry.name, entry.dtype, entry.shape) for entry in self.tensors])
+        return self._layout
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return layout(self.specs)
+
+    @cached_property
+    def tensors(self) -> tuple[TensorEntry, ...]:
+        """The table, each tensor one chunk of pack 0, its offset counted from the start of the data section."""
+        return table(self.specs, self.layout())
 
     def to_bytes(self) -> bytes:
         """The file's bytes."""
@@ -66,7 +80,6 @@ class Staged:
                 "finished": self.finished,
                 "world_size": self.world_size,
                 "data_bytes": self.data_bytes,
-                "header_length": self.header_length,
                 "latest": numbers_to_json(self.latest),
                 "best": bests_to_json(self.best),
                 "evaluated": numbers_to_json(self.evaluated),
@@ -74,7 +87,7 @@ class Staged:
                 "environment": dict(self.environment),
                 "timings": numbers_to_json(self.timings),
                 "tree": self.tree,
-                "tensors": [entry.to_json() for entry in self.tensors],
+                "specs": self.specs,
             },
             limit_bytes=MAX_PART_BYTES,
         )
@@ -92,7 +105,6 @@ class Staged:
             finished=fields.flag("finished"),
             world_size=fields.count("world_size", least=1),
             data_bytes=fields.count("data_bytes"),
-            header_length=fields.count("header_length"),
             latest=numbers_from_json("latest", fields),
             best=bests_from_json("best", fields),
             evaluated=numbers_from_json("evaluated", fields),
@@ -100,7 +112,7 @@ class Staged:
             environment=fields.mapping("environment"),
             timings=numbers_from_json("timings", fields),
             tree=fields.body.get("tree"),
-            tensors=entries_from(fields, "tensors"),
+            specs=specs_from(fields, "specs"),
         )
         staged._check(fields)
         return staged
@@ -108,13 +120,5 @@ class Staged:
     def _check(self, fields: Fields) -> None:
         if self.step != self.snapshot.step or self.reason not in REASONS:
             raise fields.corrupt(f"step {self.step} or reason {self.reason!r} does not belong to {self.id}")
-        expected = self.layout()
-        places = tuple(chunk.offset for entry in self.tensors for chunk in entry.chunks)
-        if any(len(entry.chunks) != 1 or entry.chunks[0].pack != 0 for entry in self.tensors):
-            raise fields.corrupt("a tensor is not one chunk of pack 0")
-        if (places, self.data_bytes, self.header_length) != (
-            expected.offsets,
-            expected.data_bytes,
-            len(expected.header),
-        ):
+        if self.data_bytes != self.layout().data_bytes:
             raise fields.corrupt("the tensors do not lie as their shapes say")

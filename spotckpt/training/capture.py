@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from spotckpt.snapshot.pack import Layout, size_bytes
-from spotckpt.snapshot.part import Chunk, TensorEntry
+from spotckpt.snapshot.pack import Layout, TensorSpec, kinds_of
 from spotckpt.snapshot.tree import encode
 from spotckpt.training.leaves import encode_leaf
 from spotckpt.training.objects import kind_of, state_of, why_suspicious
@@ -40,32 +40,18 @@ class Capture:
         self._rows: dict[tuple[object, ...], int] = {}
         self._taken: dict[str, int] = {}
 
-    @property
-    def specs(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        """(name, dtype, logical shape) of each tensor, for `snapshot.pack.layout`."""
-        return [
-            (name, dtype_name(value), tuple(value.shape)) for name, value in zip(self.names, self.tensors, strict=True)
-        ]
-
-    @property
-    def strides(self) -> list[tuple[int, ...] | None]:
-        """Of each tensor, in elements: what a restore lays it out with; None is row-major."""
-        return [memory_strides(value) for value in self.tensors]
+    @cached_property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """Of each tensor, for `snapshot.pack.layout` and for a `Staged`; to be read when all is captured."""
+        return tuple(
+            TensorSpec(name, dtype_name(value), tuple(value.shape), memory_strides(value))
+            for name, value in zip(self.names, self.tensors, strict=True)
+        )
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(size_bytes(dtype, shape) for _, dtype, shape in self.specs)
-
-    def entries(self, layout: Layout) -> tuple[TensorEntry, ...]:
-        """The tensor table of a `Staged`: one chunk each, in pack 0, offsets into the data section, no digests."""
-        rows = zip(self.specs, self.strides, layout.offsets, strict=True)
-        return tuple(
-            TensorEntry(
-                name, dtype, shape, stride, (Chunk(0, offset, size_bytes(dtype, shape), (0,) * len(shape), shape),)
-            )
-            for (name, dtype, shape), stride, offset in rows
-        )
+        return sum(kind.size_bytes for kind in kinds_of(self.specs))
 
     def encode(self, value: object, *, path: str, name: str) -> Any:
         """Encodes one value; its tensors join the table under names that start with `name`.

@@ -10,8 +10,7 @@ from typing import Any
 from spotckpt.agent.slots import Mappings, Slot
 from spotckpt.deadline import SYSTEM_CLOCK, Deadline
 from spotckpt.snapshot.metrics import Best
-from spotckpt.snapshot.pack import Layout, layout, size_bytes
-from spotckpt.snapshot.part import Chunk, TensorEntry
+from spotckpt.snapshot.pack import Layout, layout
 from spotckpt.snapshot.staged import Staged
 from spotckpt.training.capture import Capture, copy_into
 from spotckpt.training.session import Session
@@ -105,9 +104,8 @@ def _describe(
         reason=reason,
         created=SYSTEM_CLOCK.wall(),
         tree=captured.tree,
-        tensors=_entries(captured, plan),
+        specs=captured.specs,
         data_bytes=plan.data_bytes,
-        header_length=len(plan.header),
         finished=finished,
         latest=facts.latest,
         best=facts.best,
@@ -115,13 +113,4 @@ def _describe(
         arguments=facts.arguments,
         environment=facts.environment,
         timings=timings,
-    )
-
-
-def _entries(captured: Capture, plan: Layout) -> tuple[TensorEntry, ...]:
-    """The tensor table, each tensor one chunk of the data section, without digests: nobody has read the bytes yet."""
-    rows = zip(captured.specs, captured.strides, plan.offsets, strict=True)
-    return tuple(
-        TensorEntry(name, dtype, shape, stride, (Chunk(0, offset, size_bytes(dtype, shape), (0,) * len(shape), shape),))
-        for (name, dtype, shape), stride, offset in rows
     )

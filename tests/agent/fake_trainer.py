@@ -23,8 +23,7 @@ from spotckpt.agent.client import Client
 from spotckpt.agent.protocol import error_fields
 from spotckpt.agent.slots import Mappings, Slot
 from spotckpt.errors import SpotckptError, StopTraining
-from spotckpt.snapshot.pack import layout
-from spotckpt.snapshot.part import Chunk, TensorEntry
+from spotckpt.snapshot.pack import TensorSpec, layout
 from spotckpt.snapshot.staged import Staged
 
 _WRITING = threading.Lock()
@@ -37,8 +36,7 @@ def tell(**fields: Any) -> None:
 
 
 def describe(snapshot: str, step: int, numbers: int, reason: str = "periodic") -> Staged:
-    place = layout([("weight", "F32", (numbers,))])
-    chunk = Chunk(0, place.offsets[0], 4 * numbers, (0,), (numbers,))
+    specs = (TensorSpec("weight", "F32", (numbers,)),)
     return Staged(
         id=snapshot,
         step=step,
@@ -46,9 +44,8 @@ def describe(snapshot: str, step: int, numbers: int, reason: str = "periodic") -
         reason=reason,
         created=time.time(),
         tree={"step": step},
-        tensors=(TensorEntry("weight", "F32", (numbers,), None, (chunk,)),),
-        data_bytes=place.data_bytes,
-        header_length=len(place.header),
+        specs=specs,
+        data_bytes=layout(specs).data_bytes,
     )
 
 

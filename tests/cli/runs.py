@@ -10,8 +10,7 @@ import numpy as np
 from spotckpt.snapshot.attempts import ensure_run, write_base, write_heartbeat
 from spotckpt.snapshot.keys import SnapshotId, claim_key
 from spotckpt.snapshot.metrics import Best
-from spotckpt.snapshot.pack import layout
-from spotckpt.snapshot.part import Chunk, TensorEntry
+from spotckpt.snapshot.pack import TensorSpec, layout
 from spotckpt.snapshot.records import Base, Claim, Heartbeat, Holder, new_nonce
 from spotckpt.snapshot.save import commit, upload
 from spotckpt.snapshot.staged import Staged
@@ -28,14 +27,12 @@ TREE = {
 
 
 def stage(snapshot: SnapshotId, *, reason: str = "periodic", **fields) -> tuple[Staged, memoryview]:
-    placed = layout([(name, "F32", shape) for name, shape in TENSORS.items()])
+    specs = tuple(TensorSpec(name, "F32", shape) for name, shape in TENSORS.items())
+    placed = layout(specs)
     data = bytearray(placed.data_bytes)
-    entries = []
-    for (name, shape), offset in zip(TENSORS.items(), placed.offsets, strict=True):
-        values = np.full(shape, snapshot.step, np.float32).tobytes()
+    for spec, offset in zip(specs, placed.offsets, strict=True):
+        values = np.full(spec.shape, snapshot.step, np.float32).tobytes()
         data[offset : offset + len(values)] = values
-        chunk = Chunk(0, offset, len(values), (0,) * len(shape), shape)
-        entries.append(TensorEntry(name, "F32", shape, None, (chunk,)))
     staged = Staged(
         id=str(snapshot),
         step=snapshot.step,
@@ -43,9 +40,8 @@ def stage(snapshot: SnapshotId, *, reason: str = "periodic", **fields) -> tuple[
         reason=reason,
         created=time.time() - 90,
         tree=TREE,
-        tensors=tuple(entries),
+        specs=specs,
         data_bytes=placed.data_bytes,
-        header_length=len(placed.header),
         **fields,
     )
     return staged, memoryview(data)

@@ -19,8 +19,7 @@ from spotckpt.errors import SpotckptError, StopTraining, Superseded
 from spotckpt.snapshot import attempts, catalog, choose, fetch, save
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import Manifest
-from spotckpt.snapshot.pack import layout
-from spotckpt.snapshot.part import Chunk, TensorEntry
+from spotckpt.snapshot.pack import TensorSpec, layout
 from spotckpt.snapshot.records import Base, Claim, Heartbeat, Holder
 from spotckpt.snapshot.staged import Staged
 from spotckpt.store.base import Store
@@ -59,14 +58,12 @@ class ActorClock:
 
 def stage(snapshot: SnapshotId) -> tuple[Staged, memoryview]:
     """A snapshot all of whose numbers are its step."""
-    plan = layout([(name, dtype, shape) for name, dtype, _, shape in TENSORS])
+    specs = tuple(TensorSpec(name, dtype, shape) for name, dtype, _, shape in TENSORS)
+    plan = layout(specs)
     data = bytearray(plan.data_bytes)
-    entries = []
-    for offset, (name, dtype, kind, shape) in zip(plan.offsets, TENSORS, strict=True):
+    for offset, (_, _, kind, shape) in zip(plan.offsets, TENSORS, strict=True):
         piece = np.full(shape, snapshot.step, dtype=kind).tobytes()
         data[offset : offset + len(piece)] = piece
-        chunk = Chunk(0, offset, len(piece), (0,) * len(shape), shape)
-        entries.append(TensorEntry(name, dtype, shape, None, (chunk,)))
     staged = Staged(
         id=str(snapshot),
         step=snapshot.step,
@@ -74,9 +71,8 @@ def stage(snapshot: SnapshotId) -> tuple[Staged, memoryview]:
         reason="periodic",
         created=1.0e9,
         tree={"step": snapshot.step},
-        tensors=tuple(entries),
+        specs=specs,
         data_bytes=plan.data_bytes,
-        header_length=len(plan.header),
     )
     return staged, memoryview(bytes(data))
 

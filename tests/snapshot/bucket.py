@@ -14,8 +14,7 @@ from spotckpt.snapshot.attempts import claim, ensure_run, write_base, write_hear
 from spotckpt.snapshot.catalog import Catalog
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import Manifest
-from spotckpt.snapshot.pack import layout
-from spotckpt.snapshot.part import Chunk, TensorEntry
+from spotckpt.snapshot.pack import TensorSpec, layout
 from spotckpt.snapshot.records import Base, Claim, Heartbeat, Holder
 from spotckpt.snapshot.save import commit, upload
 from spotckpt.snapshot.staged import Staged
@@ -91,15 +90,12 @@ def staged(
 ) -> tuple[Staged, memoryview]:
     """A snapshot of named arrays as a trainer would hand it over, with its data section."""
     names = list(arrays)
-    given = [(name, ARRAY_DTYPES[arrays[name].dtype.str], arrays[name].shape) for name in names]
+    given = tuple(TensorSpec(name, ARRAY_DTYPES[arrays[name].dtype.str], arrays[name].shape) for name in names)
     place = layout(given)
     data = bytearray(place.data_bytes)
-    entries = []
-    for (name, dtype, shape), offset in zip(given, place.offsets, strict=True):
+    for name, offset in zip(names, place.offsets, strict=True):
         body = np.ascontiguousarray(arrays[name]).tobytes()
         data[offset : offset + len(body)] = body
-        chunk = Chunk(0, offset, len(body), (0,) * len(shape), shape)
-        entries.append(TensorEntry(name, dtype, shape, None, (chunk,)))
     tree = {
         "objects": {"model": {name: {"$tensor": index} for index, name in enumerate(names)}},
         "run": encode(extra),
@@ -109,9 +105,8 @@ def staged(
         id=str(snapshot),
         step=snapshot.step,
         tree=tree,
-        tensors=tuple(entries),
+        specs=given,
         data_bytes=place.data_bytes,
-        header_length=len(place.header),
         **fields,
     )
     return made, memoryview(data)

@@ -447,7 +447,8 @@ def test_a_declared_size_is_not_allocated(two: Store) -> None:
     with pytest.raises(LimitExceeded):
         read_manifest(two, sid(1, 2))
     part = read_part(two, manifest)
-    big = replace(part.tensors[0], shape=(1 << 40,), chunks=(replace(part.tensors[0].chunks[0], length=1 << 42),))
+    first = part.tensors[0]
+    big = first._replace(shape=(1 << 40,), chunks=(first.chunks[0]._replace(length=1 << 42),))
     with raises_naming(Corrupt, pack_key(sid(1, 2))):
         read_tensors(two, replace(part, tensors=(big,)))
 

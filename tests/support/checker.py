@@ -179,11 +179,11 @@ def _inspect_part(bucket: Bucket, snapshot: Id, reference: dict[str, Any]) -> No
         raise Broken(f"{reference['key']} is not the part that its manifest names")
     part = bucket.record(reference["key"])
     packs = [bucket.bytes_of(key) for key in part["packs"]]
-    for tensor in part["tensors"]:
-        for chunk in tensor["chunks"]:
-            piece = packs[chunk["pack"]][chunk["offset"] : chunk["offset"] + chunk["length"]]
-            if len(piece) != chunk["length"] or blake3(piece).hexdigest() != chunk["digest"]:
-                raise Broken(f"{tensor['name']} in {part['packs'][chunk['pack']]} does not match its digest")
+    for name, _dtype, _shape, _stride, chunks in part["tensors"]:
+        for pack, offset, length, _start, _sides, digest in chunks:
+            piece = packs[pack][offset : offset + length]
+            if len(piece) != length or blake3(piece).hexdigest() != digest:
+                raise Broken(f"{name} in {part['packs'][pack]} does not match its digest")
     synthetic = "step" in part["tree"]  # every value says its step; in a real training only the run's own state does
     step = part["tree"]["step"] if synthetic else part["tree"]["run"]["step"]
     if step != snapshot.step:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from spotckpt.snapshot.pack import layout
+from spotckpt.snapshot.staged import table
 from spotckpt.training.capture import capture, copy_into
 from spotckpt.training.restore import TensorSource, decode_value, tensor_indices
 
@@ -19,7 +20,7 @@ def through_bytes(
     plan = layout(captured.specs)
     data = bytearray(plan.data_bytes)
     copy_into(captured, memoryview(data), plan)
-    entries = captured.entries(plan)
+    entries = table(captured.specs, plan)
     tree = json.loads(json.dumps(captured.tree, allow_nan=False))
     buffers = {
         index: bytearray(data[entry.chunks[0].offset : entry.chunks[0].offset + entry.chunks[0].length])

@@ -17,8 +17,7 @@ import numpy as np
 from spotckpt.snapshot.attempts import claim, write_base, write_heartbeat
 from spotckpt.snapshot.keys import RUN_KEY, SnapshotId
 from spotckpt.snapshot.metrics import Best, History
-from spotckpt.snapshot.pack import ITEM_BYTES, layout, stored_as
-from spotckpt.snapshot.part import Chunk, TensorEntry
+from spotckpt.snapshot.pack import ITEM_BYTES, TensorSpec, layout, stored_as
 from spotckpt.snapshot.records import Base, Heartbeat, Holder, RunRecord
 from spotckpt.snapshot.save import commit, upload
 from spotckpt.snapshot.staged import Staged
@@ -83,15 +82,14 @@ def staged(snapshot: SnapshotId) -> tuple[Staged, memoryview]:
         "objects": {"model": {"kind": "module", "state": objects}},
         "run": {name: encode(value, path=f"run.{name}", array=array) for name, value in state().items()},
     }
-    place = layout([row[:3] for row in rows])
+    specs = tuple(
+        TensorSpec(name, dtype, shape, (1, 2) if name == "model/F32" else None) for name, dtype, shape, _ in rows
+    )
+    place = layout(specs)
     data = bytearray(place.data_bytes)
-    entries = []
-    for (name, dtype, shape, body), offset in zip(rows, place.offsets, strict=True):
+    for (_, dtype, shape, body), offset in zip(rows, place.offsets, strict=True):
         data[offset : offset + len(body)] = body
         assert len(stored_as(dtype, shape)[1]) >= len(shape)
-        stride = (1, 2) if name == "model/F32" else None
-        chunk = Chunk(0, offset, len(body), (0,) * len(shape), shape)
-        entries.append(TensorEntry(name, dtype, shape, stride, (chunk,)))
     made = Staged(
         id=str(snapshot),
         step=snapshot.step,
@@ -99,9 +97,8 @@ def staged(snapshot: SnapshotId) -> tuple[Staged, memoryview]:
         reason="notice",
         created=1_700_000_000.25,
         tree=tree,
-        tensors=tuple(entries),
+        specs=specs,
         data_bytes=place.data_bytes,
-        header_length=len(place.header),
         latest={"train/loss": 0.25, "valid/top1": float("nan")},
         best={"train/loss:min": Best(0.25, 2, 0)},
         evaluated={"valid/top1": 0.5},
