@@ -54,6 +54,9 @@ class Settings:
 
     Attributes:
         every: how often a periodic snapshot is staged.
+        upload_every_s: at most how often a periodic one is uploaded; 0 is each. Whatever ends the training uploads the
+            newest at once.
+        overlap: whether the bulk is copied while the next forward and backward run; None: where that costs less.
         keep_best: snapshot whenever this metric improves on the weights just evaluated.
         stale_after_s: an attempt whose heartbeat did not change for this long is taken for dead.
         sigterm_grace_s: how long after SIGTERM the trainer may still work.
@@ -62,6 +65,8 @@ class Settings:
     """
 
     every: Every = Every(seconds=600.0)
+    upload_every_s: float = 0.0
+    overlap: bool | None = None
     keep_best: Metric | None = None
     stale_after_s: float = 60.0
     sigterm_grace_s: float = 10.0
@@ -69,6 +74,10 @@ class Settings:
     metadata_endpoint: str = ""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.upload_every_s < float("inf"):
+            raise SettingError(f"upload_every_s={self.upload_every_s!r} is not a duration", hint="give seconds")
+        if self.overlap not in (None, True, False):
+            raise SettingError(f"overlap={self.overlap!r} is not known", hint="it is True, False or None")
         for name in ("stale_after_s", "sigterm_grace_s", "call_timeout_s"):
             if not 0 < getattr(self, name) < 86400:
                 raise SettingError(f"{name}={getattr(self, name)!r} is not between 0 s and a day", hint="give seconds")

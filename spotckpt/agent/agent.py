@@ -67,6 +67,7 @@ class Agent:
             "open": self._open,
             "base": self._base,
             "attach": self._attach,
+            "prepare": self._prepare,
             "slot": self._slot,
             "abort": self._abort,
             "sealed": self._sealed,
@@ -313,15 +314,18 @@ class Agent:
             count_of(message, "size_bytes"), step=count_of(message, "step"), wait_s=seconds_of(message, "wait_s") or 0.0
         )
         if slot is None or slot.grant is None:
-            return {"busy": True, "slots": len(run.spool.slots)}
+            return {"busy": True, "wait": run.must_wait}
         return {
             "path": str(slot.path),
             "data_path": slot.grant.data_path,
             "generation": slot.grant.generation,
             "snapshot": slot.grant.id,
             "size_bytes": slot.grant.size_bytes,
-            "slots": len(run.spool.slots),
         }
+
+    def _prepare(self, connection: Connection, message: Message) -> Message:
+        slots = self._own(connection, message).prepare(count_of(message, "size_bytes"))
+        return {"slots": [{"path": str(slot.path), "data_path": str(slot.data_path)} for slot in slots]}
 
     def _abort(self, connection: Connection, message: Message) -> Message:
         self._own(connection, message).abort(count_of(message, "generation"))

@@ -18,8 +18,8 @@ from spotckpt.errors import AgentError, SpotckptError, StopTraining
 
 _LOG = logging.getLogger(__name__)
 
-WAITING = frozenset({"open", "attach", "base", "slot", "drain", "close"})
-"""Requests that wait for the store, for another run or for an upload."""
+WAITING = frozenset({"open", "attach", "base", "prepare", "slot", "drain", "close"})
+"""Requests that wait for the store, for another run, for memory or for an upload."""
 
 _MOST_WAITING = 16
 _SEND_TIMEOUT_S = 5

@@ -81,6 +81,7 @@ class Request:
             settings = Settings(
                 stale_after_s=float(given.get("stale_after_s", Settings.stale_after_s)),
                 call_timeout_s=float(given.get("call_timeout_s", Settings.call_timeout_s)),
+                upload_every_s=float(given.get("upload_every_s", Settings.upload_every_s)),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"settings {given!r}: {error}", hint="give seconds") from error
@@ -232,6 +233,7 @@ class _Porch:
             pid_namespace=holder.pid_namespace,
             stale_after_s=self.request.settings.stale_after_s,
             call_timeout_s=self.request.settings.call_timeout_s,
+            upload_every_s=self.request.settings.upload_every_s,
         )
 
 

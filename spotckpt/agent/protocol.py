@@ -7,10 +7,11 @@ request still being worked on carries its number as `call`.
 | request | fields | reply |
 |---|---|---|
 | `hello` | version, pid, start_time, boot_id | agent_pid, version, notice (as the event, or null) |
-| `open` | uri, selector, settings {stale_after_s, call_timeout_s}, environment, arguments | attempt, run_id, highest |
+| `open` | uri, selector, settings {stale_after_s, …}, environment, arguments | attempt, run_id, highest |
 | `base` | uri, snapshot or null, selector, consumed, skipped | |
 | `attach` | uri, attempt, environment | attempt, last_committed |
-| `slot` | uri, size_bytes, step, wait_s (0) | path, data_path, generation, snapshot, size_bytes, slots; or busy |
+| `prepare` | uri, size_bytes | slots [{path, data_path}], allocated now |
+| `slot` | uri, size_bytes, step, wait_s (0) | path, data_path, generation, snapshot, size_bytes; or busy, wait |
 | `abort`, `sealed` | uri, generation | |
 | `drain`, `close` | uri, deadline_s or null | committed (id or null), acknowledged; and failure if not |
 | `status` | | agent {...}, notices [...], runs [...] |
@@ -23,11 +24,14 @@ request still being worked on carries its number as `call`.
 | `notice` | kind, action, final, seconds_left or null, id, plan, why | when it comes |
 | `committed` | uri, id, acknowledged | |
 | `superseded` | uri, id or null, message | once |
+| `dropped` | uri, id, reason | when a snapshot that was asked for gives way to a newer one |
+| `room` | uri, message | when slots are fewer, or elsewhere, than they should be |
 | `error` | uri, error, message, hint | when an upload fails; it is tried again |
 
 `acknowledged` in the reply to `drain` and `close` says that nothing sealed is left uncommitted; otherwise `failure` is
 {error, message, hint}, to be read with `to_error`. `plan` in the event `notice` is `snapshot` (stage one more as soon
-as you can), `stop` (no time for one: close now) or `continue`.
+as you can), `stop` (no time for one: close now) or `continue`. `busy` with `wait` says that there is one slot only: ask
+again with `wait_s`, until it is uploaded.
 """
 
 from __future__ import annotations
@@ -48,6 +52,7 @@ OPERATIONS = (
     "open",
     "base",
     "attach",
+    "prepare",
     "slot",
     "abort",
     "sealed",

@@ -5,10 +5,15 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+from spotckpt.agent.paths import make_private_dir
+from spotckpt.errors import AgentError
 
 _DISK_RESERVE_BYTES = 64 << 20
 _GRAIN_BYTES = 4 << 20
+_LIMITS = {errno.EFBIG: " (see ulimit -f)", errno.EMFILE: " (see ulimit -n)"}
 
 
 def round_up(size_bytes: int) -> int:
@@ -16,38 +21,74 @@ def round_up(size_bytes: int) -> int:
     return max(1, -(-size_bytes // _GRAIN_BYTES)) * _GRAIN_BYTES
 
 
-def missing_bytes(directory: Path, size_bytes: int, *, reserve_bytes: int) -> int:
-    """How many bytes too few there are for that many more in files of the directory; 0 if there is room.
+@dataclass(frozen=True)
+class Shortage:
+    """Why a slot has no place in a directory.
+
+    Attributes:
+        directory: where it was to be.
+        missing_bytes: how many more would be needed there, at least 1.
+        why: for the user.
+    """
+
+    directory: Path
+    missing_bytes: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.directory}: {self.why}"
+
+
+def free_bytes(directory: Path, *, reserve_bytes: int) -> int:
+    """How many bytes more files of the directory may take; may be negative.
 
     Args:
         directory: on tmpfs or on disk.
-        size_bytes: to be newly allocated.
         reserve_bytes: memory to leave free; on disk a fixed 64 MiB are left.
     """
     found = os.statvfs(directory)
     free = found.f_bavail * found.f_frsize
-    free = min(free, memory_available() - reserve_bytes) if is_memory(directory) else free - _DISK_RESERVE_BYTES
-    return max(0, size_bytes - free)
+    if is_memory(directory):
+        return min(free, memory_available() - reserve_bytes)
+    return free - _DISK_RESERVE_BYTES
 
 
-def allocate(path: Path, size_bytes: int) -> bool:
-    """Makes the file at least that long with pages that exist, keeping what it has; False if there is no room.
+def allocate(path: Path, size_bytes: int) -> None:
+    """Makes the file at least that long with pages that exist, keeping what it has.
 
     Never shrinks a file: a trainer may have it mapped, and would die of SIGBUS.
+
+    Raises:
+        OSError: there is no room after all; a file that was not there before is not there.
     """
     is_new = not path.exists()
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.posix_fallocate(fd, 0, size_bytes)
-    except OSError as error:
+    except OSError:
         if is_new:
             path.unlink()
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM):
-            raise
-        return False
+        raise
     finally:
         os.close(fd)
-    return True
+
+
+def shortage(path: Path, size_bytes: int, *, reserve_bytes: int) -> Shortage | None:
+    """Makes the file that long, its directory too; or says why that cannot be."""
+    have = free = 0
+    try:
+        make_private_dir(path.parent)
+        have = path.stat().st_size if path.exists() else 0
+        free = free_bytes(path.parent, reserve_bytes=reserve_bytes)
+        if free >= size_bytes - have:
+            allocate(path, size_bytes)
+            return None
+        why = f"{max(free, 0)} bytes are free for it"
+    except AgentError as error:  # a directory that cannot be used has no room
+        why = error.message
+    except OSError as error:
+        why = f"{os.strerror(error.errno or 0)}{_LIMITS.get(error.errno or 0, '')}"
+    return Shortage(path.parent, max(size_bytes - have - max(free, 0), 1), why)
 
 
 def is_memory(directory: Path) -> bool:

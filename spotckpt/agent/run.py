@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Mapping
 
 from spotckpt.agent.heart import Heart
+from spotckpt.agent.lending import Lender
 from spotckpt.agent.options import AgentOptions
-from spotckpt.agent.planner import Decision, Situation, decide, fits
+from spotckpt.agent.planner import Decision, Situation, decide
 from spotckpt.agent.processes import Process
 from spotckpt.agent.protocol import Message, error_fields
+from spotckpt.agent.queue import Queue
 from spotckpt.agent.sending import SLOWEST_BYTES_PER_S, Backoff, Sender, UnreadableSlot
 from spotckpt.agent.slots import Seal
 from spotckpt.agent.spool import RunSpool, SpoolSlot, Token
@@ -24,7 +25,6 @@ from spotckpt.errors import (
 )
 from spotckpt.notices.notice import Notice
 from spotckpt.snapshot.attempts import is_superseded, write_base
-from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.records import Base, Holder
 from spotckpt.store.base import Store
 from spotckpt.store.open import open_store
@@ -66,7 +66,6 @@ class Run:
         self.spool = spool
         self.trainer = trainer
         self.uri = spool.token.uri
-        self._options = options
         self._emit = emit
         self._on_end = on_end
         self._clock = clock
@@ -77,9 +76,12 @@ class Run:
         self._ended = self._sending = False
         self.superseded: Superseded | None = None
         self._dropped: SpotckptError | None = None
-        self._deadline = Deadline(math.inf, clock.now)
         self.backoff = Backoff(clock)
         self._sender = Sender(spool, store=lambda: self._store, require_ours=self._require_ours, clock=clock)
+        self._lender = Lender(spool, options, self._changed, tell=self._tell_of_room)
+        self._queue = Queue(
+            spool, self._lender, bandwidth=lambda: self._sender.bandwidth, on_drop=self._dropped_unsent, clock=clock
+        )
         self._snapshot_bytes: int | None = None
         self._answered: set[str] = set()
         self._heart = Heart(
@@ -118,6 +120,12 @@ class Run:
         """Whether the trainer has closed it or is gone."""
         return self._left_at is not None
 
+    def _tell_of_room(self, message: str) -> None:
+        self._emit({"event": "room", "uri": self.uri, "message": message})
+
+    def _dropped_unsent(self, seal: Seal) -> None:
+        self._emit({"event": "dropped", "uri": self.uri, "id": seal.id, "reason": seal.reason})
+
     def _open_store(self, environment: Mapping[str, str] | None) -> Store:
         return open_store(self.uri, environment=environment, call_timeout_s=self.token.call_timeout_s)
 
@@ -155,35 +163,30 @@ class Run:
         _LOG.info("attempt %d of %s continues %s", self.token.attempt, self.uri, base.snapshot or "nothing: a new run")
 
     def lend(self, size_bytes: int, *, step: int, wait_s: float) -> SpoolSlot | None:
-        """A slot for the next snapshot, or None if all are taken and stay so for that long.
+        """A slot for the next snapshot, or None if there is none to be had and none becomes free for that long.
 
         Raises:
             SpoolError: there is no room for even one.
             AgentError: the base is not recorded yet, or the run is closed.
         """
-        deadline = Deadline.after(wait_s, self._clock)
-        with self._changed:
-            self.spool.reclaim()
-            while True:
-                self._require_open()
-                if not self.token.based:
-                    raise AgentError(f"{self.uri}: no slot before the base is recorded", hint="send 'base' first")
-                slot = self._lend(size_bytes, step)
-                if slot is not None or deadline.passed:
-                    self._snapshot_bytes = size_bytes
-                    return slot
-                self._changed.wait(min(deadline.seconds_left, _IDLE_LOOK_S))
 
-    def _lend(self, size_bytes: int, step: int) -> SpoolSlot | None:
-        try:
-            return self.spool.lend(
-                size_bytes, step=step, most=self._options.slots, reserve_bytes=self._options.reserve_bytes
-            )
-        except OSError as error:
-            raise SpoolError(
-                f"{self.spool.path} cannot be used: {error.strerror} ({error.filename})",
-                hint="make room there, or set SPOTCKPT_SPOOL to another directory",
-            ) from error
+        def check() -> None:
+            self._require_open()
+            if not self.token.based:
+                raise AgentError(f"{self.uri}: no slot before the base is recorded", hint="send 'base' first")
+
+        self._snapshot_bytes = size_bytes
+        return self._lender.lend(size_bytes, step=step, deadline=Deadline.after(wait_s, self._clock), check=check)
+
+    def prepare(self, size_bytes: int) -> list[SpoolSlot]:
+        """Allocates the memory of the slots; those that have it."""
+        self._require_open()
+        return self._lender.prepare(size_bytes)
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether there is one slot only, so that a snapshot waits for the upload before; not for one that fails."""
+        return self._lender.only_one and self.backoff.failure is None
 
     def abort(self, generation: int) -> None:
         """Frees a slot that was granted and not sealed; nothing if there is no such grant."""
@@ -217,7 +220,8 @@ class Run:
             committed, acknowledged, and failure if not acknowledged.
         """
         seen, shown = self.backoff.failures, (-1, "")
-        self._deadline = self._deadline.within(deadline.seconds_left)
+        self._queue.deadline = self._queue.deadline.within(deadline.seconds_left)
+        self._queue.urgent = True
         if close:
             self.leave()
         self.hurry()
@@ -301,8 +305,9 @@ class Run:
         self._answered.add(notice.id)
         seconds_left = notice.seconds_left(self._clock.now())
         if notice.is_final and seconds_left is not None:
-            self._deadline = self._deadline.within(seconds_left)
+            self._queue.deadline = self._queue.deadline.within(seconds_left)
         if decision.upload_now:
+            self._queue.urgent = True  # a snapshot that is staged from here on is urgent by its reason
             self.hurry()
         _LOG.info("attempt %d of %s: %s", self.token.attempt, self.uri, decision.why)
         return decision
@@ -348,48 +353,20 @@ class Run:
 
     def _turn(self) -> None:
         with self._changed:
-            slot, seal = self._next()
-            if slot is None and not self._is_over():
+            idle = self.backoff.pausing or self.superseded is not None
+            found = None if idle else self._queue.next(left=self.left)
+            if found is not None:
+                found[0].leased = self._sending = True
+            elif not self._is_over():
                 self._changed.wait(_IDLE_LOOK_S)
                 return
-        if slot is not None and seal is not None:
-            self._save(slot, seal)
+        if found is not None:
+            self._save(*found)
         else:
             self._finish()
 
-    def _next(self) -> tuple[SpoolSlot | None, Seal | None]:
-        """The slot to upload now, leased: the newest, after older ones that were asked for; the others are freed."""
-        if not self._pending() or self.backoff.pausing or self.superseded is not None:
-            return None, None
-        for older, old in self.spool.outdated():
-            self._drop(older, old)
-        pending = self.spool.sealed()
-        if len(pending) > 1 and not self._has_time_for(sum(seal.data_bytes for _, seal in pending)):
-            for older, old in pending[1:]:
-                self._drop(older, old)
-        slot, seal = self.spool.sealed()[-1]  # in the order of the ids: a parent before its child
-        slot.leased = self._sending = True
-        return slot, seal
-
-    def _has_time_for(self, size_bytes: int) -> bool:
-        if self._deadline.passed:  # and we are still here: it was another's, or the machine did not go
-            return True
-        bandwidth = self._sender.bandwidth or SLOWEST_BYTES_PER_S
-        return fits(size_bytes, seconds_left=self._deadline.seconds_left, bandwidth=bandwidth)
-
-    def _drop(self, slot: SpoolSlot, seal: Seal) -> None:
-        _LOG.log(logging.WARNING if seal.is_kept else logging.INFO, "%s is dropped unsent for a newer one", seal.id)
-        if seal.is_kept:
-            self._emit({"event": "dropped", "uri": self.uri, "id": seal.id, "reason": seal.reason})
-        slot.free()
-
     def _pending(self) -> list[tuple[SpoolSlot, Seal]]:
-        if not self.token.based or self._ended:
-            return []
-        last = SnapshotId.parse(self.token.last_committed) if self.token.last_committed else None
-        if last is not None:
-            self.spool.drop_older(than=last)  # committed by an agent that died before it could free the slot
-        return self.spool.sealed()
+        return [] if self._ended else self._queue.pending()
 
     def _is_over(self) -> bool:
         now = self._clock.now()
@@ -409,11 +386,12 @@ class Run:
         return False
 
     def _save(self, slot: SpoolSlot, seal: Seal) -> None:
+        began = self._clock.now()
         try:
             if is_superseded(self._store, self.token.attempt):  # before the bytes: commit would tell only after them
                 self._overtaken()
             self._sender.send(slot, seal)
-            self._committed(slot, seal.id)
+            self._committed(slot, seal.id, began)
         except Superseded as error:
             self._supersede(error, seal.id)
         except UnreadableSlot as error:
@@ -433,7 +411,7 @@ class Run:
         if self.superseded is not None:
             raise self.superseded
 
-    def _committed(self, slot: SpoolSlot, snapshot: str) -> None:
+    def _committed(self, slot: SpoolSlot, snapshot: str, began: float) -> None:
         """Token, heartbeat, and only then the slot: whoever dies in between, nothing is told twice or forgotten."""
         with self._changed:
             self.spool.update(last_committed=snapshot, parent=snapshot)
@@ -444,6 +422,7 @@ class Run:
         self._heart.beat()
         with self._changed:
             slot.free()
+            self._queue.committed(began)
 
     def _failed(self, error: SpotckptError) -> None:
         with self._changed:
@@ -473,6 +452,7 @@ class Run:
         released = self.superseded is None and self._heart.release()
         self._heart.stop()
         with self._changed:
+            self._lender.close()
             self.spool.remove()
             self._ended = True
             self._changed.notify_all()

@@ -16,7 +16,6 @@ import json
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from spotckpt.agent.files import remove_durably, write_durably
 from spotckpt.agent.paths import make_private_dir
 from spotckpt.agent.processes import boot_id
 from spotckpt.agent.slots import SEAL_NAME, STAGED_NAME, Seal
-from spotckpt.errors import SpoolError, SpotckptError
+from spotckpt.errors import AgentError, SpotckptError
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.staged import Staged
 
@@ -57,6 +56,7 @@ class Token:
         pid_namespace: see above.
         stale_after_s: the run's setting.
         call_timeout_s: the run's setting.
+        upload_every_s: the run's setting.
     """
 
     uri: str
@@ -75,6 +75,7 @@ class Token:
     last_committed: str | None = None
     next_sequence: int = 0
     next_generation: int = 1
+    upload_every_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,17 @@ class Grant:
 
 
 class SpoolSlot:
-    """One slot. Not for several threads at once: the run's lock guards it."""
+    """One slot. Not for several threads at once: the run's lock guards it.
+
+    Attributes:
+        path: its directory.
+        leased: it is being uploaded.
+        growing: its memory is being allocated, without the run's lock; nobody else touches it meanwhile.
+    """
 
     def __init__(self, path: Path, disk: Path) -> None:
         self.path = path
-        self.leased = False
+        self.leased = self.growing = False
         self.grant = self._read_grant()
         self._memory, self._disk = path / "data", disk / f"{path.name}.data"
         granted = None if self.grant is None else Path(self.grant.data_path)
@@ -157,25 +164,24 @@ class SpoolSlot:
             self._mapped = mmap.mmap(stream.fileno(), self.allocated_bytes, access=mmap.ACCESS_READ)
         return memoryview(self._mapped)[:size_bytes]
 
-    def allocate(self, size_bytes: int, *, reserve_bytes: int) -> int:
-        """Makes the data file that long, in memory or else on disk.
+    def allocate(self, size_bytes: int, *, reserve_bytes: int) -> list[room.Shortage]:
+        """Makes the data file that long, in memory or else on disk. Takes its time: fresh memory is touched.
 
         Returns:
-            How many bytes are missing where fewest are; 0 if it is done.
+            Why it is not where it would be best, and, if it is nowhere (`allocated_bytes` tells), why not.
         """
-        missing = []
+        try:
+            make_private_dir(self.path)
+        except AgentError as error:
+            return [room.Shortage(self.path, size_bytes, error.message)]
+        short = []
         for path in dict.fromkeys((self.data_path, self._disk)):
-            try:
-                make_private_dir(path.parent)
-                have = path.stat().st_size if path.exists() else 0
-                short = room.missing_bytes(path.parent, size_bytes - have, reserve_bytes=reserve_bytes)
-                if short == 0 and room.allocate(path, size_bytes):
-                    self._move_to(path)
-                    return 0
-            except (OSError, SpotckptError):
-                short = size_bytes  # a directory that cannot be used has no room
-            missing.append(max(short, 1))
-        return min(missing)
+            found = room.shortage(path, size_bytes, reserve_bytes=reserve_bytes)
+            if found is None:
+                self._move_to(path)
+                break
+            short.append(found)
+        return short
 
     def _move_to(self, path: Path) -> None:
         if path != self.data_path:
@@ -227,8 +233,9 @@ class RunSpool:
         self.slots = [SpoolSlot(found, disk) for found in sorted(path.glob("slot-*")) if found.is_dir()]
 
     def update(self, **changes: object) -> None:
-        """Changes the token, durably."""
+        """Changes the token, durably; makes the directory anew if somebody cleaned it away."""
         self.token = replace(self.token, **changes)  # type: ignore[arg-type]  # names and types are the caller's
+        make_private_dir(self.path)
         write_durably(self.path / _TOKEN_NAME, json.dumps(asdict(self.token)).encode())
 
     def sealed(self) -> list[tuple[SpoolSlot, Seal]]:
@@ -272,43 +279,35 @@ class RunSpool:
             if slot.grant is not None and not slot.leased and slot.seal() is None:
                 slot.free()
 
-    def lend(self, size_bytes: int, *, step: int, most: int, reserve_bytes: int) -> SpoolSlot | None:
-        """Grants a slot for a snapshot of that size; None while all are taken.
+    def fitting(self, size_bytes: int) -> list[SpoolSlot]:
+        """The slots whose memory is allocated and enough, taken or not."""
+        return [slot for slot in self.slots if not slot.growing and slot.allocated_bytes >= size_bytes]
 
-        Takes a free slot, preferably one that is large enough; else a sealed one that a newer sealed one has made
-        pointless; else makes a new one, up to `most`.
+    def take(self, size_bytes: int, *, step: int) -> SpoolSlot | None:
+        """Grants a free slot that is large enough, the smallest of them; None if there is none."""
+        free = (slot for slot in self.fitting(size_bytes) if slot.grant is None)
+        slot = min(free, key=lambda slot: slot.allocated_bytes, default=None)
+        return None if slot is None else self._grant(slot, step)
 
-        Raises:
-            SpoolError: there is no room for even one.
-        """
-        wanted = room.round_up(size_bytes)
-        missing = 0
-        for slot in self._candidates(wanted, most):
-            missing = slot.allocate(wanted, reserve_bytes=reserve_bytes) if slot.allocated_bytes < size_bytes else 0
-            if missing == 0:
-                return self._grant(slot, step)
-            if slot not in self.slots:
-                slot.remove()
-        if missing and not any(slot.grant for slot in self.slots):
-            raise SpoolError(
-                f"no room to stage {size_bytes} bytes in {self.path} or {self._disk}: {missing} bytes are missing",
-                hint="free memory or disk, or set SPOTCKPT_SPOOL to a directory on a larger disk",
-            )
-        return None
+    def growable(self, size_bytes: int, *, most: int) -> SpoolSlot | None:
+        """A slot to allocate memory for: a free one that is too small, else a new one if there may be another."""
+        small = [slot for slot in self.slots if slot.grant is None and slot.allocated_bytes < size_bytes]
+        if small or len(self.slots) >= most:
+            return min(small, key=lambda slot: slot.allocated_bytes, default=None)
+        taken = {slot.path.name for slot in self.slots}
+        return SpoolSlot(next(self.path / f"slot-{k}" for k in range(most) if f"slot-{k}" not in taken), self._disk)
 
-    def _candidates(self, wanted: int, most: int) -> Iterator[SpoolSlot]:
-        yield from sorted(
-            (slot for slot in self.slots if slot.grant is None),
-            key=lambda slot: (slot.allocated_bytes < wanted, abs(slot.allocated_bytes - wanted)),
-        )
-        if len(self.slots) < most:
-            taken = {slot.path.name for slot in self.slots}
-            path = next(self.path / f"slot-{k}" for k in range(most) if f"slot-{k}" not in taken)
-            path.mkdir(mode=0o700, exist_ok=True)
-            yield SpoolSlot(path, self._disk)
-        for slot, _ in reversed(self.outdated()):
-            slot.free()
-            yield slot
+    def forget(self, slot: SpoolSlot) -> None:
+        """Removes a slot for which there is no room."""
+        self.slots.remove(slot)
+        slot.remove()
+
+    def free_outdated(self) -> bool:
+        """Frees the oldest sealed slot that a newer sealed one has made pointless; whether there was one."""
+        outdated = self.outdated()
+        if outdated:
+            outdated[-1][0].free()
+        return bool(outdated)
 
     def _grant(self, slot: SpoolSlot, step: int) -> SpoolSlot:
         token = self.token
@@ -322,8 +321,6 @@ class RunSpool:
         # the numbers are used up before they are given away: never twice, whoever dies
         self.update(next_generation=token.next_generation + 1, next_sequence=token.next_sequence + 1)
         slot.lend(grant)
-        if slot not in self.slots:
-            self.slots.append(slot)
         return slot
 
     def remove(self) -> None:

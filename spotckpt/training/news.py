@@ -100,6 +100,9 @@ class News:
             case "dropped" if message.get("uri") == self.uri:
                 say(f"warning: {message.get('reason')} snapshot {message.get('id')} is dropped: the time is short")
                 return
+            case "room" if message.get("uri") == self.uri:
+                say(f"warning: {message.get('message')}")
+                return
             case _:
                 return
         self.attention = True

@@ -22,6 +22,9 @@ class Options(TypedDict, total=False):
 
     Attributes:
         every: how often a snapshot is taken: a duration, or "500 steps".
+        upload_every: at most how often a periodic one is uploaded: a duration; by default each is.
+        overlap: whether weights and optimizer states are copied while the next forward and backward run, which must not
+            change them; None: on CUDA, and where the CPU has a core to spare.
         keep_best: a metric; whenever it improves, the weights just evaluated are kept: "valid/top1:max".
         stale_after: an attempt that shows no sign of life for this long is taken for dead.
         sigterm_grace: how long after SIGTERM the process may still work.
@@ -33,6 +36,8 @@ class Options(TypedDict, total=False):
     """
 
     every: float | str | timedelta
+    upload_every: float | str | timedelta
+    overlap: bool | None
     keep_best: str | None
     stale_after: float | str | timedelta
     sigterm_grace: float | str | timedelta
@@ -132,6 +137,8 @@ def make_settings(options: Options) -> Settings:
         raise SettingError(f"metadata_endpoint={endpoint!r} is not a URL", hint="leave it out for EC2's own")
     return Settings(
         every=Every.parse(options.get("every", 600.0)),
+        upload_every_s=parse_seconds(options.get("upload_every", 0.0), name="upload_every"),
+        overlap=options.get("overlap"),
         keep_best=_metric(options.get("keep_best")),
         stale_after_s=parse_seconds(options.get("stale_after", 60.0), name="stale_after"),
         sigterm_grace_s=parse_seconds(options.get("sigterm_grace", 10.0), name="sigterm_grace"),

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from spotckpt.address import Selector
@@ -29,6 +30,8 @@ from spotckpt.training.signals import TermSignal
 
 CALL_TIMEOUT_S = 15.0
 SLOT_BYTES_PER_S = 100e6  # a slot's first grant touches fresh memory, which a hypervisor backs lazily
+NUM_SLOTS = 3
+ONE_SLOT_LOOK_S = 1.0
 REATTACH_TRIES = 3
 START_TIMEOUT_S = 30.0
 REVIVE_PAUSE_S = 30.0
@@ -126,12 +129,31 @@ class Session:
 
     # While training
 
+    def prepare(self, size_bytes: int) -> list[tuple[Path, Path]]:
+        """Has the agent allocate the slots; (directory, data file) of each. It takes its time: not for the loop."""
+        with contextlib.suppress(Unreachable, Unanswered):
+            timeout = CALL_TIMEOUT_S + NUM_SLOTS * size_bytes / SLOT_BYTES_PER_S
+            reply = self._call("prepare", timeout=timeout, uri=self.uri, size_bytes=size_bytes)
+            return [(Path(slot["path"]), Path(slot["data_path"])) for slot in reply["slots"]]
+        return []
+
     def slot(self, size_bytes: int, step: int, *, wait_s: float = 0.0) -> Slot | None:
         """A place for a snapshot, or None when all stay taken for so long or no agent answers (which is said).
+
+        Where there is room for one slot only, this waits for it, until the training must stop.
 
         Raises:
             SpoolError: there is no room for even one.
         """
+        while True:
+            reply = self._slot(size_bytes, step, wait_s)
+            if reply is None or not reply.get("busy"):
+                return None if reply is None else Slot.from_reply(reply)
+            if not reply.get("wait") or self.news.attention:
+                return None
+            wait_s = ONE_SLOT_LOOK_S
+
+    def _slot(self, size_bytes: int, step: int, wait_s: float) -> Message | None:
         if not wait_s and not self._silent.passed:
             return None
         timeout = CALL_TIMEOUT_S + size_bytes / SLOT_BYTES_PER_S + wait_s
@@ -139,7 +161,7 @@ class Session:
             if self._lost and not self._revived(wait_s):
                 return None
             try:
-                reply = self._call(
+                return self._call(
                     "slot", timeout=timeout, uri=self.uri, size_bytes=size_bytes, step=step, wait_s=wait_s
                 )
             except Unreachable:
@@ -148,7 +170,6 @@ class Session:
                 say(f"warning: {error}; training goes on without this snapshot")
                 self._silent = Deadline.after(SILENT_S)
                 return None
-            return None if reply.get("busy") else Slot.from_reply(reply)
         return None
 
     def sealed(self, slot: Slot) -> None:
@@ -304,7 +325,8 @@ class Session:
             pause_s = min(2 * pause_s, REVIVE_PAUSE_S)
 
     def _settings_fields(self) -> dict[str, float]:
-        return {"stale_after_s": self.settings.stale_after_s, "call_timeout_s": self.settings.call_timeout_s}
+        names = ("stale_after_s", "call_timeout_s", "upload_every_s")
+        return {name: getattr(self.settings, name) for name in names}
 
     def _on_event(self, connection: int, message: Message) -> None:
         """On the reader thread. An old connection's last words say nothing of the new one."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.agent.harness import Machine, heartbeat
+from tests.agent.harness import STALE_S, Machine, heartbeat
 from tests.support.checker import check
+from tests.support.mounts import tmpfs
 from tests.support.proxy import Proxy, answer
 from tests.support.servers import S3Env, wait_until
 
@@ -88,7 +89,7 @@ def test_slots_are_busy_wait_and_come_back(here: Machine, s3_env: S3Env) -> None
         trainer.call("abort", uri=s3_env.uri, generation=given["generation"])
         trainer.stage(s3_env.uri, 4)
         busy = trainer.call("slot", uri=s3_env.uri, size_bytes=4000, step=5)
-        assert (busy["busy"], busy["slots"]) == (True, 2)
+        assert (busy["busy"], busy["wait"]) == (True, False)
         waited = trainer.call("slot", uri=s3_env.uri, size_bytes=4000, step=5, wait_s=30)
         assert "generation" in waited
         proxy.bytes_per_s = None
@@ -124,3 +125,66 @@ def test_before_a_deadline_the_newest_goes_first(here: Machine, s3_env: S3Env) -
         trainer.wait_committed(newest)
     assert trainer.wait_event("dropped")["id"] == best
     assert best not in [event["id"] for event in trainer.events("committed")]
+
+
+def test_periodic_snapshots_are_uploaded_less_often_than_staged_and_an_end_uploads_the_newest(
+    here: Machine, uri: str, root: Path
+) -> None:
+    here.agent()
+    trainer = here.trainer()
+    trainer.open(uri, settings={"stale_after_s": STALE_S, "upload_every_s": 3600.0})
+    first = trainer.stage(uri, 1)["snapshot"]
+    trainer.wait_committed(first)
+    for step in (2, 3, 4, 5):
+        assert "snapshot" in trainer.stage(uri, step), "a snapshot that waits for its upload keeps a newer one away"
+    best = trainer.stage(uri, 6, reason="best")["snapshot"]
+    trainer.wait_committed(best)
+    assert [event["id"] for event in trainer.events("committed")] == [first, best]
+    waiting = trainer.stage(uri, 7)["snapshot"]
+    trainer.stage(uri, 8)
+    ended = trainer.stage(uri, 9)["snapshot"]
+    assert heartbeat(root, 1)["last_committed"] == best
+    assert len(here.runs()[0]["slots"]) == 2, "one that no upload needs is not used"
+    trainer.kill()
+    wait_until(lambda: heartbeat(root, 1)["released"])
+    assert heartbeat(root, 1)["last_committed"] == ended
+    assert str(check(uri, [first, best, ended])) == ended
+    assert waiting != ended
+
+
+def test_what_asks_for_an_upload_does_not_wait_for_upload_every(here: Machine, uri: str) -> None:
+    here.agent()
+    trainer = here.trainer()
+    trainer.open(uri, settings={"stale_after_s": STALE_S, "upload_every_s": 3600.0})
+    trainer.wait_committed(trainer.stage(uri, 1)["snapshot"])
+    on_drain = trainer.stage(uri, 2)["snapshot"]
+    trainer.call("drain", uri=uri, deadline_s=0)  # what SIGTERM does
+    trainer.wait_committed(on_drain)
+    on_notice = trainer.stage(uri, 3)["snapshot"]
+    trainer.call("notify", action="rebalance", kind="rebalance", in_s=None)
+    trainer.wait_committed(on_notice)
+    adopted = trainer.stage(uri, 4)["snapshot"]
+    assert trainer.events("committed")[-1]["id"] == on_notice
+    here.processes[0].end()
+    here.agent()
+    trainer.reply(trainer.start("connect"))
+    trainer.call("attach", uri=uri, attempt=1)
+    trainer.wait_committed(adopted)
+
+
+def test_with_room_for_one_a_snapshot_waits_for_the_upload_before(here: Machine, uri: str) -> None:
+    with tmpfs(here.spool, "size=6m"), tmpfs(here.path / "disk", "size=1m"):
+        here.agent()
+        trainer = here.trainer()
+        trainer.open(uri, settings={"stale_after_s": STALE_S, "upload_every_s": 3600.0})
+        trainer.wait_committed(trainer.stage(uri, 1)["snapshot"])
+        second = trainer.stage(uri, 2)["snapshot"]
+        busy = trainer.call("slot", uri=uri, size_bytes=4000, step=3)
+        assert busy["wait"]
+        waited = trainer.call("slot", uri=uri, size_bytes=4000, step=3, wait_s=30)
+        assert "generation" in waited
+        assert trainer.events("committed")[-1]["id"] == second
+        (told,) = {event["message"] for event in trainer.events("room")}
+        assert "one snapshot only" in told
+        assert f"{here.spool}" in told
+        here.end()

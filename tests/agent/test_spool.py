@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from spotckpt.agent import room
+from spotckpt.agent.lending import Lender
+from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.processes import boot_id, pid_namespace
 from spotckpt.agent.slots import Mappings, Slot
 from spotckpt.agent.spool import RunSpool, Spool, SpoolSlot, Token
+from spotckpt.deadline import Deadline
 from spotckpt.errors import SpoolError
 from spotckpt.snapshot.keys import SnapshotId
 from tests.agent.fake_trainer import describe
@@ -33,8 +38,17 @@ def run(spool: Spool) -> RunSpool:
     )
 
 
-def _lend(run: RunSpool, *, step: int = 1, size: int = 4 * _NUMBERS, **options: int) -> SpoolSlot | None:
-    return run.lend(size, step=step, **{"most": 3, "reserve_bytes": 0, **options})
+def _lend(
+    run: RunSpool, *, step: int = 1, size: int = 4 * _NUMBERS, most: int = 3, reserve_bytes: int = 0, wait_s: float = 0
+) -> SpoolSlot | None:
+    return _lender(run, most=most, reserve_bytes=reserve_bytes).lend(
+        size, step=step, deadline=Deadline.after(wait_s), check=lambda: None
+    )
+
+
+def _lender(run: RunSpool, *, most: int = 3, reserve_bytes: int = 0, tell: Callable[[str], None] = print) -> Lender:
+    run.reclaim = lambda: None  # type: ignore[method-assign]  # here several are granted at once
+    return Lender(run, AgentOptions(slots=most, reserve_bytes=reserve_bytes), threading.Condition(), tell)
 
 
 def _handle(slot: SpoolSlot | None) -> Slot:
@@ -156,8 +170,8 @@ def test_without_memory_the_disk_is_used(run: RunSpool, tmp_path: Path) -> None:
 
 
 def test_without_any_room_the_error_says_how_much_is_missing(run: RunSpool) -> None:
-    with pytest.raises(SpoolError, match=r"no room to stage 1125899906842624 bytes .* \d{12,} bytes are missing"):
-        _lend(run, size=1 << 50)
+    with pytest.raises(SpoolError, match=r"no room to stage 1125899906842624 bytes: \d{12,} bytes are missing"):
+        _lend(run, size=1 << 50, wait_s=10)
     assert list(run.path.glob("slot-*")) == []
     small = _lend(run)
     assert small is not None
@@ -190,4 +204,4 @@ def test_a_grant_of_another_boot_is_none(spool: Spool, run: RunSpool) -> None:
 def test_memory_available_is_a_number_of_bytes() -> None:
     assert 0 < room.memory_available() < 1 << 50
     assert room.round_up(0) == room.round_up(1) == 4 << 20
-    assert room.missing_bytes(Path("/"), 0, reserve_bytes=0) == 0
+    assert room.free_bytes(Path("/"), reserve_bytes=0) > 0
