@@ -112,9 +112,10 @@ class Lender:
             if self._spool.free_outdated():
                 continue
             short, self._short = self._short, []
-            if short and not any(slot.grant for slot in self._spool.slots):
+            slot = self._spool.take(size_bytes, step=step)  # one may have become free while the lock was let go
+            if slot is None and short and not any(slot.grant for slot in self._spool.slots):
                 raise _no_room(size_bytes, short)
-            return None
+            return slot
 
     def _growable(self, size_bytes: int) -> SpoolSlot | None:
         return self._spool.growable(size_bytes, most=self._options.slots)
