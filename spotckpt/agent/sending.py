@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from spotckpt.agent.protocol import Message
 from spotckpt.agent.slots import Seal
 from spotckpt.agent.spool import RunSpool, SpoolSlot
 from spotckpt.deadline import Clock, Deadline
 from spotckpt.errors import OutcomeUnknown, SpoolError, SpotckptError, Unavailable
+from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import Manifest
-from spotckpt.snapshot.save import commit, upload
-from spotckpt.snapshot.staged import Staged
+from spotckpt.snapshot.reuse import Previous
+from spotckpt.snapshot.save import commit, find_previous, upload
 from spotckpt.store.base import Store
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
 
 BACKOFF_LIMIT_S = 60.0
 SLOWEST_BYTES_PER_S = 1e6
 _MEASURABLE_BYTES = 1 << 20
+_LONGEST_LOOK_S = 10.0
+"""For the parent's table; after a notice the time is better spent on sending everything."""
 
 
 class UnreadableSlot(SpoolError):
@@ -52,7 +61,7 @@ class Sender:
         self._store = store
         self._require_ours = require_ours
         self._clock = clock
-        self._uncommitted: Manifest | None = None
+        self._previous: Previous | None = None
         self.transfer: Transfer | None = None
         self.bandwidth: float | None = None
 
@@ -64,7 +73,6 @@ class Sender:
             Superseded: another attempt owns the run.
             SpotckptError: it is not known to be committed.
         """
-        staged = _read(slot)
 
         def still_valid() -> None:
             self._require_ours()
@@ -72,40 +80,61 @@ class Sender:
                 raise SpoolError(f"{slot.path} changed under the upload of {seal.id}", hint="it is not committed")
 
         still_valid()
-        if self._uncommitted is None or str(self._uncommitted.snapshot) != seal.id:
-            # if the outcome of the commit stays unknown, the very same manifest is put again
-            self._uncommitted = self._upload(slot, seal, staged, still_valid)
+        # once a manifest may have been put, by us or by an agent that died, the very same is put again: another
+        # upload may choose other tensors to send, and its bytes would not be those that the first manifest names
+        manifest = _read(slot, SpoolSlot.manifest)
+        if manifest is None:
+            manifest = self._upload(slot, seal, still_valid)
+            slot.keep_manifest(manifest)
         still_valid()
-        commit(self._store(), self._uncommitted)
-        self._uncommitted = None
+        commit(self._store(), manifest)
 
-    def _upload(self, slot: SpoolSlot, seal: Seal, staged: Staged, still_valid: Callable[[], None]) -> Manifest:
+    def _upload(self, slot: SpoolSlot, seal: Seal, still_valid: Callable[[], None]) -> Manifest:
+        staged = _read(slot, SpoolSlot.staged)
         self.transfer = transfer = Transfer(seal.id, seal.data_bytes)
-        token, began = self._spool.token, self._clock.now()
+        token = self._spool.token
 
         def progress(sent: int) -> None:
             transfer.sent_bytes += sent
 
-        manifest = upload(
+        def planned(count: int) -> None:
+            transfer.total_bytes = transfer.sent_bytes + count
+
+        manifest, self._previous = upload(
             self._store(),
             staged,
             slot.view(seal.data_bytes),
             run_id=token.run_id,
             parent=token.parent,
+            previous=self._known_parent(),
             deadline=Deadline.after(token.call_timeout_s + seal.data_bytes / SLOWEST_BYTES_PER_S, self._clock),
             progress=progress,
+            planned=planned,
             still_valid=still_valid,
+            say=_LOG.warning,
             clock=self._clock,
         )
-        seconds = self._clock.now() - began
+        seconds = manifest.timings["upload"]
         if transfer.sent_bytes >= _MEASURABLE_BYTES and seconds > 0:
             self.bandwidth = transfer.sent_bytes / seconds
         return manifest
 
+    def _known_parent(self) -> Previous | None:
+        """What the next snapshot may refer to."""
+        token = self._spool.token
+        if token.parent is None:
+            return None
+        parent, previous = SnapshotId.parse(token.parent), self._previous
+        if previous is not None and previous.snapshot == parent:
+            return previous
+        # it was another attempt's or another agent's, or what we sent last was not committed
+        deadline = Deadline.after(min(token.call_timeout_s, _LONGEST_LOOK_S), self._clock)
+        return find_previous(self._store(), parent, run_id=token.run_id, say=_LOG.warning, deadline=deadline)
 
-def _read(slot: SpoolSlot) -> Staged:
+
+def _read(slot: SpoolSlot, what: Callable[[SpoolSlot], T]) -> T:
     try:
-        return slot.staged()
+        return what(slot)
     except (SpotckptError, OSError) as error:
         raise UnreadableSlot(
             f"{slot.path} cannot be read: {error}", hint="the snapshot before it stays the newest"

@@ -3,11 +3,12 @@
     <spool>/agent.lock
     <spool>/notices.json                  notices injected by hand
     <spool>/<hash of the uri>/token.json  the claim and how far it has come; no secrets
-    <spool>/<hash of the uri>/slot-0/grant.json, data, staged.json, seal.json
+    <spool>/<hash of the uri>/slot-0/grant.json, data, staged.json, seal.json, manifest.json
 
 A slot is free (no grant), staging (granted), sealed (granted, with a seal of that grant) or leased (being uploaded;
 known to this process only). Only the lock's holder grants and frees; the trainer only seals. What is found after an
-agent was killed is therefore what the trainer and the dead agent had finished.
+agent was killed is therefore what the trainer and the dead agent had finished. A slot with a manifest is uploaded, and
+that manifest may be on its way to the bucket: no other is ever put for this snapshot, and its packs stay as they are.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from spotckpt.agent.files import remove_durably, write_durably
 from spotckpt.agent.paths import make_private_dir
 from spotckpt.agent.processes import boot_id
 from spotckpt.agent.slots import SEAL_NAME, STAGED_NAME, Seal
-from spotckpt.errors import AgentError, SpotckptError
-from spotckpt.snapshot.keys import SnapshotId
+from spotckpt.errors import AgentError, SpoolError, SpotckptError
+from spotckpt.snapshot.keys import SnapshotId, manifest_key
+from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.staged import Staged
 
 _GRANT_NAME = "grant.json"
+_MANIFEST_NAME = "manifest.json"
 _TOKEN_NAME = "token.json"
 
 
@@ -157,6 +160,24 @@ class SpoolSlot:
         path = self.path / STAGED_NAME
         return Staged.from_bytes(path.read_bytes(), key=str(path))
 
+    def manifest(self) -> Manifest | None:
+        """What `keep_manifest` wrote for the present grant. Raises as `Manifest.from_bytes` does."""
+        try:
+            data = (self.path / _MANIFEST_NAME).read_bytes()
+        except FileNotFoundError:
+            return None
+        assert self.grant is not None
+        return Manifest.from_bytes(data, key=manifest_key(self.grant.snapshot))
+
+    def keep_manifest(self, manifest: Manifest) -> None:
+        """Says, durably and before the first try to commit, which manifest may be in the bucket from now on."""
+        try:
+            write_durably(self.path / _MANIFEST_NAME, manifest.to_bytes())
+        except OSError as error:
+            raise SpoolError(
+                f"{self.path / _MANIFEST_NAME} cannot be written: {error.strerror}", hint="make room there"
+            ) from error
+
     def view(self, size_bytes: int) -> memoryview:
         """The data section, read-only."""
         self._forget_mapping()
@@ -192,12 +213,14 @@ class SpoolSlot:
     def lend(self, grant: Grant) -> None:
         """Grants the slot: the old seal is gone for good before anybody may write a byte."""
         remove_durably(self.path / SEAL_NAME)
+        remove_durably(self.path / _MANIFEST_NAME)
         write_durably(self.path / _GRANT_NAME, json.dumps(asdict(grant)).encode())
         self.grant = grant
 
     def free(self) -> None:
         """Takes the grant back; the memory stays for the next one."""
         remove_durably(self.path / SEAL_NAME)
+        remove_durably(self.path / _MANIFEST_NAME)
         remove_durably(self.path / _GRANT_NAME)
         self.grant, self.leased = None, False
 

@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from blake3 import blake3
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
-from spotckpt.errors import AlreadyExists, Corrupt, OutcomeUnknown, SnapshotError, StoreError, Superseded
+from spotckpt.errors import Corrupt, NotFound, OutcomeUnknown, SnapshotError, StoreError, Superseded
 from spotckpt.snapshot.envelope import digest
-from spotckpt.snapshot.fetch import read_manifest
-from spotckpt.snapshot.keys import SnapshotId, claim_key, manifest_key, pack_key, parse_key, part_key
-from spotckpt.snapshot.manifest import MAX_MANIFEST_BYTES, Manifest, PackRef, PartRef
+from spotckpt.snapshot.fetch import read_manifest, read_part
+from spotckpt.snapshot.hashing import Hashing
+from spotckpt.snapshot.keys import SnapshotId, claim_key, manifest_key, pack_key, part_key
+from spotckpt.snapshot.manifest import Manifest, PackRef, PartRef
+from spotckpt.snapshot.pack import Layout, layout
 from spotckpt.snapshot.part import Part, TensorEntry
+from spotckpt.snapshot.reuse import (
+    PROBE_BYTES,
+    Place,
+    Previous,
+    candidates,
+    is_probed_whole,
+    placed,
+    previous_of,
+    ranges,
+    worth_keeping,
+)
 from spotckpt.snapshot.staged import Staged
-from spotckpt.store.base import Progress, Stat, Store
+from spotckpt.store.base import Buffer, Progress, Reading, Stat, Store
 
 
-def _always() -> None:
+def _nothing(_: object = None) -> None:
     pass
+
+
+def find_previous(
+    store: Store,
+    snapshot: SnapshotId,
+    *,
+    run_id: str,
+    say: Callable[[str], None],
+    deadline: Deadline | None = None,
+) -> Previous | None:
+    """What a child of that snapshot may refer to, for whoever did not upload it.
+
+    What cannot be read is said and is None: the child is saved all the same, wholly.
+    """
+    try:
+        manifest = read_manifest(store, snapshot, run_id=run_id, deadline=deadline)
+        return previous_of(manifest, read_part(store, manifest, deadline=deadline))
+    except (SnapshotError, StoreError) as error:
+        say(f"all of the next snapshot is uploaded, as the one before cannot be read: {error}")
+        return None
 
 
 def upload(
@@ -26,15 +62,19 @@ def upload(
     *,
     run_id: str,
     parent: str | SnapshotId | None,
+    previous: Previous | None = None,
     deadline: Deadline | None = None,
     progress: Progress | None = None,
-    still_valid: Callable[[], None] = _always,
+    planned: Callable[[int], None] = _nothing,
+    hashed: Callable[[int], None] = _nothing,
+    still_valid: Callable[[], None] = _nothing,
+    say: Callable[[str], None] = _nothing,
     clock: Clock = SYSTEM_CLOCK,
-) -> Manifest:
-    """Sends the pack and the part of a staged snapshot. Until `commit`, the snapshot does not exist.
+) -> tuple[Manifest, Previous]:
+    """Sends the tensors that changed and the part of a staged snapshot. Until `commit`, the snapshot does not exist.
 
-    Doing it again writes the same bytes to the same keys; but if the manifest is there already (an earlier try of
-    ours landed), nothing is written and that manifest is returned.
+    Never for a snapshot that may have been committed: a second upload may choose other tensors to send, and so write
+    other bytes to the same keys.
 
     Args:
         store: rooted at the run.
@@ -42,46 +82,55 @@ def upload(
         data: the data section.
         run_id: from `run.json`.
         parent: the snapshot that this one continues.
+        previous: what is known of the parent; None sends everything.
         deadline: for each request.
         progress: told the bytes sent.
+        planned: told how many tensor bytes will be sent, as soon as that is known.
+        hashed: told how many tensor bytes went through BLAKE3.
         still_valid: called between the steps; raises if the slot has changed, and nothing is committed then.
+        say: told that an old pack is gone.
         clock: for the manifest's times.
+
+    Returns:
+        The manifest to commit, and, for when that is done, what a child may refer to.
 
     Raises:
         Corrupt: the data is not what `staged` describes.
         StoreError: a request failed; packs without a manifest may be left.
     """
-    snapshot = staged.snapshot
     still_valid()
-    if store.exists(manifest_key(snapshot), deadline=deadline):
-        return read_manifest(store, snapshot, run_id=run_id, deadline=deadline)
     if len(data) != staged.data_bytes:
         raise Corrupt(f"{staged.id}: {len(data)} bytes are staged, not {staged.data_bytes}", hint="stage it again")
+    if isinstance(parent, str):
+        parent = SnapshotId.parse(parent)
+    assert previous is None or previous.snapshot == parent, "only a parent's packs are sure to stay"
     began = clock.now()
-    header = staged.layout().header
-    tensors = tuple(_digested(entry, data, len(header), still_valid) for entry in staged.tensors)
-    hashed = clock.now()
-    pack = _put(store, pack_key(snapshot), [header, data], deadline, progress)
+    tensors = _Tensors(staged, data, hashed)
+    kept = {} if previous is None else tensors.unchanged(previous)
+    compared = clock.now()
+    job = _Job(store, tensors, deadline, progress, planned, still_valid)
+    sent = job.send(kept)
+    if kept and (gone := _first_gone(store, kept, deadline)):
+        say(f"{gone} is not there any more: all of {staged.id} is sent")
+        kept = {}
+        sent = job.send(kept)
     still_valid()
-    part = Part(snapshot, 0, (pack.key,), staged.tree, tensors).to_bytes()
-    _put(store, part_key(snapshot), [part], deadline, progress)
-    still_valid()
-    timings = {**staged.timings, "digest": hashed - began, "upload": clock.now() - hashed}
-    return Manifest(
+    timings = {**staged.timings, "digest": compared - began, "upload": clock.now() - compared}
+    manifest = Manifest(
         run_id=run_id,
-        snapshot=snapshot,
-        parent=SnapshotId.parse(parent) if isinstance(parent, str) else parent,
+        snapshot=staged.snapshot,
+        parent=parent,
         step=staged.step,
         epoch=staged.epoch,
         reason=staged.reason,
         created=staged.created,
         committed=clock.wall(),
-        parts=(PartRef(part_key(snapshot), len(part), digest(part)),),
-        packs=(PackRef(pack.key, pack.size_bytes, len(header), digest(header)),),
+        parts=(sent.part_ref,),
+        packs=sent.packs,
         world_size=staged.world_size,
         finished=staged.finished,
         data_bytes=staged.data_bytes,
-        uploaded_bytes=pack.size_bytes + len(part),
+        uploaded_bytes=sent.size_bytes,
         latest=staged.latest,
         best=staged.best,
         evaluated=staged.evaluated,
@@ -89,48 +138,125 @@ def upload(
         environment=staged.environment,
         timings=timings,
     )
+    return manifest, previous_of(manifest, sent.part, tensors.probes)
 
 
-def _digested(entry: TensorEntry, data: memoryview, header_length: int, still_valid: Callable[[], None]) -> TensorEntry:
-    still_valid()
-    chunks = tuple(
-        chunk._replace(
-            offset=header_length + chunk.offset,
-            digest=digest(data[chunk.offset : chunk.offset + chunk.length]),
+class _Tensors:
+    """The staged tensors and what is known of their bytes; none is hashed twice, but for its probe.
+
+    Attributes:
+        table: as staged.
+        probes: digests of their first bytes.
+        digests: of whole tensors, by index, so far.
+    """
+
+    def __init__(self, staged: Staged, data: memoryview, hashed: Callable[[int], None]) -> None:
+        self.staged = staged
+        self.table = staged.tensors
+        self._data = data
+        self.hashed = hashed
+        self.probes = [self._digest(entry, PROBE_BYTES) for entry in self.table]
+        self.digests = {i: self.probes[i] for i, entry in enumerate(self.table) if is_probed_whole(entry)}
+
+    def _digest(self, entry: TensorEntry, most: int | None = None) -> str:
+        chunk = entry.chunks[0]
+        length = chunk.length if most is None else min(chunk.length, most)
+        self.hashed(length)
+        # on one core: the others are the training's, and one is faster than most networks
+        return blake3(self._data[chunk.offset : chunk.offset + length]).hexdigest()
+
+    def unchanged(self, previous: Previous) -> dict[int, Place]:
+        """Those to refer to in the parent's packs. Only what may be reused is read here; the rest when it is sent."""
+        likely = worth_keeping(candidates(self.table, self.probes, previous))
+        for index in likely:
+            if index not in self.digests:
+                self.digests[index] = self._digest(self.table[index])
+        return worth_keeping(
+            {index: place for index, place in likely.items() if self.digests[index] == place.chunk.digest}
         )
-        for chunk in entry.chunks
-    )
-    return entry._replace(chunks=chunks)
+
+    def buffers(self, order: Sequence[int]) -> list[memoryview]:
+        """The bytes of these tensors, in that order."""
+        return [self._data[start:end] for start, end in ranges(self.table, order)]
 
 
-def _put(
-    store: Store, key: str, buffers: list[bytes | memoryview], deadline: Deadline | None, progress: Progress | None
-) -> Stat:
-    length = sum(len(buffer) for buffer in buffers)
-    stat = store.put(key, buffers, deadline=deadline, progress=progress)
-    if stat.size_bytes != length:
-        raise Corrupt(f"{key}: the store reports {stat.size_bytes} bytes of {length}", hint="nothing was committed")
-    return Stat(key, stat.size_bytes, stat.etag)
+@dataclass(frozen=True)
+class _Sent:
+    packs: tuple[PackRef, ...]
+    part: Part
+    part_ref: PartRef
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    store: Store
+    tensors: _Tensors
+    deadline: Deadline | None
+    progress: Progress | None
+    planned: Callable[[int], None]
+    still_valid: Callable[[], None]
+
+    def send(self, kept: Mapping[int, Place]) -> _Sent:
+        """Sends the tensors that are not kept, and the part."""
+        self.still_valid()
+        own = self._send_pack([index for index in range(len(self.tensors.table)) if index not in kept])
+        self.still_valid()
+        packs, table = placed(self.tensors.table, self.tensors.digests, kept, own)
+        snapshot = self.tensors.staged.snapshot
+        part = Part(snapshot, 0, tuple(pack.key for pack in packs), self.tensors.staged.tree, table)
+        body = part.to_bytes()
+        self._put(part_key(snapshot), [body])
+        reference = PartRef(part_key(snapshot), len(body), digest(body))
+        return _Sent(packs, part, reference, len(body) + (own[0].length if own else 0))
+
+    def _send_pack(self, indices: Sequence[int]) -> tuple[PackRef, Layout] | None:
+        if not indices:
+            self.planned(0)
+            return None
+        entries = [self.tensors.table[index] for index in indices]
+        place = layout([self.tensors.staged.specs[index] for index in indices])
+        self.planned(place.data_bytes)
+        header = len(place.header)
+        todo = [n for n in place.order if indices[n] not in self.tensors.digests]
+        hashing = Hashing([(header + place.offsets[n], entries[n].chunks[0].length) for n in todo], self.tensors.hashed)
+        key = pack_key(self.tensors.staged.snapshot)
+        bodies = self.tensors.buffers([indices[n] for n in place.order])
+        stat = self._put(key, [place.header, *bodies], hashing)
+        self.tensors.digests.update(zip((indices[n] for n in todo), hashing.digests(), strict=True))
+        return PackRef(key, stat.size_bytes, header, digest(place.header)), place
+
+    def _put(self, key: str, buffers: Sequence[Buffer], reading: Reading | None = None) -> Stat:
+        length = sum(len(buffer) for buffer in buffers)
+        stat = self.store.put(key, buffers, deadline=self.deadline, progress=self.progress, reading=reading)
+        if stat.size_bytes != length:
+            raise Corrupt(f"{key}: the store reports {stat.size_bytes} bytes of {length}", hint="nothing was committed")
+        return stat
+
+
+def _first_gone(store: Store, kept: Mapping[int, Place], deadline: Deadline | None) -> str | None:
+    """An old pack that is missing or has another size; looked at last, when all else is there for the commit."""
+    for pack in dict.fromkeys(place.pack for place in kept.values()):
+        try:
+            if store.stat(pack.key, deadline=deadline).size_bytes == pack.length:
+                continue
+        except NotFound:
+            pass
+        return pack.key
+    return None
 
 
 def commit(store: Store, manifest: Manifest, *, deadline: Deadline | None = None) -> None:
     """Makes the snapshot exist. Returning means acknowledged: every later attempt will find it.
 
-    Idempotent: after an error, calling it again with the same manifest finishes what had begun.
+    Idempotent: after an error, calling it again with the very same manifest finishes what had begun.
 
     Raises:
         Superseded: it is committed, but a later attempt has claimed the run and may not have seen it. Stop.
         OutcomeUnknown: the manifest may or may not be there: clean up nothing.
-        AlreadyExists: another snapshot's manifest is at this key.
-        Corrupt: an older pack that it refers to is missing or has another size.
+        AlreadyExists: another manifest is at this key.
     """
-    _require_old_packs(store, manifest, deadline)
-    key = manifest_key(manifest.snapshot)
-    try:
-        store.put_if_absent(key, manifest.to_bytes(), deadline=deadline)
-    except AlreadyExists:
-        if not _is_ours(store, manifest, deadline):
-            raise
+    store.put_if_absent(manifest_key(manifest.snapshot), manifest.to_bytes(), deadline=deadline)
     if _superseded(store, manifest, deadline):
         raise Superseded(f"attempt {manifest.snapshot.attempt + 1} owns the run now; {manifest.snapshot} is not used")
 
@@ -150,22 +276,3 @@ def _superseded(store: Store, manifest: Manifest, deadline: Deadline | None) -> 
             f"it is written, but whether a later attempt owns the run is not known: {error.message}",
             hint="commit it again",
         ) from error
-
-
-def _is_ours(store: Store, manifest: Manifest, deadline: Deadline | None) -> bool:
-    """Whether an earlier try of ours landed. Only the times may differ: that agent may have died since."""
-    key = manifest_key(manifest.snapshot)
-    try:
-        found = Manifest.from_bytes(store.read(key, limit_bytes=MAX_MANIFEST_BYTES, deadline=deadline), key=key)
-    except (SnapshotError, StoreError) as error:
-        raise OutcomeUnknown("commit", key, f"what is there cannot be read: {error.message}") from error
-    return (found.run_id, found.parts, found.packs) == (manifest.run_id, manifest.parts, manifest.packs)
-
-
-def _require_old_packs(store: Store, manifest: Manifest, deadline: Deadline | None) -> None:
-    for pack in manifest.packs:
-        parsed = parse_key(pack.key)
-        if parsed is not None and parsed.snapshot == manifest.snapshot:
-            continue  # its size was confirmed when it was put
-        if store.stat(pack.key, deadline=deadline).size_bytes != pack.length:
-            raise Corrupt(f"{pack.key} is not the pack that was to be reused", hint="upload all tensors again")

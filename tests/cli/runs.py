@@ -69,7 +69,7 @@ def beat(store: Store, attempt: int, *, last: SnapshotId | None, released: bool,
 
 def save(store: Store, snapshot: SnapshotId, *, parent: SnapshotId | None = None, **fields) -> SnapshotId:
     staged, data = stage(snapshot, **fields)
-    commit(store, upload(store, staged, data, run_id=ensure_run(store).run_id, parent=parent))
+    commit(store, upload(store, staged, data, run_id=ensure_run(store).run_id, parent=parent)[0])
     return snapshot
 
 

@@ -22,6 +22,7 @@ from spotckpt.snapshot.keys import SnapshotId, manifest_key, part_key
 from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.part import MAX_PART_BYTES, Part
 from spotckpt.snapshot.records import Claim
+from spotckpt.snapshot.reuse import Previous
 from spotckpt.snapshot.staged import Staged
 from spotckpt.store.base import Store
 from spotckpt.store.local import LocalStore
@@ -48,16 +49,16 @@ def cut_everywhere(new_run: NewRun, kind: Kind, protocol: Protocol) -> Callable[
     return lambda: enumerate_faults(kind, lambda faults: play(new_run, empty, faults, protocol=protocol))
 
 
-def manifest_before_bytes(store: Store, staged: Staged, data: memoryview, **options: Any) -> Manifest:
+def manifest_before_bytes(store: Store, staged: Staged, data: memoryview, **options: Any) -> tuple[Manifest, Previous]:
     """Commits first, uploads then."""
     elsewhere = tempfile.mkdtemp()
     scratch = LocalStore(elsewhere)
-    manifest = save.upload(scratch, staged, data, **options)
+    manifest, sent = save.upload(scratch, staged, data, **options)
     store.put_if_absent(manifest_key(manifest.snapshot), manifest.to_bytes())
     for found in scratch.list("packs/"):
         store.put(found.key, [scratch.read(found.key, limit_bytes=found.size_bytes)])
     shutil.rmtree(elsewhere)
-    return manifest
+    return manifest, sent
 
 
 def test_manifest_before_the_bytes(new_run: NewRun) -> None:

@@ -21,6 +21,7 @@ from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.pack import TensorSpec, layout
 from spotckpt.snapshot.records import Base, Claim, Heartbeat, Holder
+from spotckpt.snapshot.reuse import Previous
 from spotckpt.snapshot.staged import Staged
 from spotckpt.store.base import Store
 from spotckpt.store.local import LocalStore
@@ -31,11 +32,20 @@ from tests.support.faulty_store import Crash, Faults, FaultyStore, Gate, Kind, n
 STALE_AFTER_S = 0.05
 
 TENSORS: tuple[tuple[str, str, Any, tuple[int, ...]], ...] = (
+    ("frozen", "F32", np.float32, (400,)),
+    ("slow", "F32", np.float32, (150,)),
+    ("blinks", "F32", np.float32, (60,)),
     ("model/weight", "F32", np.float32, (7, 3)),
     ("optimizer/exp_avg", "F64", np.float64, (5,)),
     ("optimizer/step", "I64", np.int64, ()),
     ("mask", "U8", np.uint8, (11,)),
 )
+
+
+def marks_of(step: int) -> dict[str, int]:
+    """What some tensors hold in place of the step. Sizes and values are such that a snapshot refers to up to three
+    older packs, some tensors go up again although they did not change, and some are again what they were before."""
+    return {"frozen": 7, "slow": step - step % 2, "blinks": step % 2}
 
 
 class ActorClock:
@@ -57,12 +67,13 @@ class ActorClock:
 
 
 def stage(snapshot: SnapshotId) -> tuple[Staged, memoryview]:
-    """A snapshot all of whose numbers are its step."""
+    """A snapshot all of whose numbers are its step, or its marks."""
+    marks = marks_of(snapshot.step)
     specs = tuple(TensorSpec(name, dtype, shape) for name, dtype, _, shape in TENSORS)
     plan = layout(specs)
     data = bytearray(plan.data_bytes)
-    for offset, (_, _, kind, shape) in zip(plan.offsets, TENSORS, strict=True):
-        piece = np.full(shape, snapshot.step, dtype=kind).tobytes()
+    for offset, (name, _, kind, shape) in zip(plan.offsets, TENSORS, strict=True):
+        piece = np.full(shape, marks.get(name, snapshot.step), dtype=kind).tobytes()
         data[offset : offset + len(piece)] = piece
     staged = Staged(
         id=str(snapshot),
@@ -70,7 +81,7 @@ def stage(snapshot: SnapshotId) -> tuple[Staged, memoryview]:
         epoch=-1,
         reason="periodic",
         created=1.0e9,
-        tree={"step": snapshot.step},
+        tree={"step": snapshot.step, "marks": marks},
         specs=specs,
         data_bytes=plan.data_bytes,
     )
@@ -83,8 +94,9 @@ def read_whole(store: Store, snapshot: SnapshotId) -> int:
     part = fetch.read_part(store, manifest)
     steps = {part.tree["step"]}
     for index, data in fetch.read_tensors(store, part).items():
-        kind = next(kind for name, _, kind, _ in TENSORS if name == part.tensors[index].name)
-        steps |= set(np.frombuffer(data, dtype=kind).tolist())
+        name, _, kind, _ = next(one for one in TENSORS if one[0] == part.tensors[index].name)
+        numbers = set(np.frombuffer(data, dtype=kind).tolist())
+        steps |= {snapshot.step} if numbers == {marks_of(snapshot.step).get(name)} else numbers
     assert len(steps) == 1, f"{snapshot} was restored with values of the steps {steps}"
     return int(steps.pop())
 
@@ -103,7 +115,7 @@ class Protocol:
     take_and_list: Callable[..., tuple[Claim, catalog.Catalog]] = take_and_list
     choose: Callable[..., choose.Choice] = choose.choose
     read: Callable[[Store, SnapshotId], int] = read_whole
-    upload: Callable[..., Manifest] = save.upload
+    upload: Callable[..., tuple[Manifest, Previous]] = save.upload
     commit: Callable[..., None] = save.commit
     wrap: Callable[[Store], Store] = Retrying
 
@@ -173,6 +185,7 @@ class Actor:
         self.sequence = 0
         self.step = 0
         self.last: str | None = None
+        self.previous: Previous | None = None
         self.committed: str | None = None
         self.restored: SnapshotId | None = None
 
@@ -229,8 +242,15 @@ class Actor:
         self.sequence += 1
         self._stop_if_superseded()
         staged, data = stage(SnapshotId.new(self.attempt, self.sequence, self.step))
-        manifest = self.protocol.upload(
-            self.store, staged, data, run_id=self.run_id, parent=self.last, clock=self.clock
+        manifest, sent = self.protocol.upload(
+            self.store,
+            staged,
+            data,
+            run_id=self.run_id,
+            parent=self.last,
+            previous=self._known_parent(),
+            say=self.world.said.append,
+            clock=self.clock,
         )
         try:
             self.protocol.commit(self.store, manifest)
@@ -239,7 +259,13 @@ class Actor:
             raise
         self.world.acknowledged.append(staged.id)
         self.world.num_acknowledged += 1
-        self.last = self.committed = staged.id
+        self.last, self.committed, self.previous = staged.id, staged.id, sent
+
+    def _known_parent(self) -> Previous | None:
+        if self.last is None or self.previous is not None:
+            return self.previous
+        parent, say = SnapshotId.parse(self.last), self.world.said.append
+        return save.find_previous(self.store, parent, run_id=self.run_id, say=say)
 
     def _stop_if_superseded(self) -> None:
         if attempts.is_superseded(self.store, self.attempt):

@@ -135,7 +135,7 @@ def save(
     """Uploads and commits a snapshot whose contents follow from its step."""
     run = ensure_run(store)
     made, data = staged(snapshot, arrays_of(snapshot.step if seed is None else seed), **fields)
-    manifest = upload(store, made, data, run_id=run.run_id, parent=parent)
+    manifest, _ = upload(store, made, data, run_id=run.run_id, parent=parent)
     if then_commit:
         commit(store, manifest)
     return manifest

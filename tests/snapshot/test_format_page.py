@@ -88,13 +88,15 @@ def read(run: Path, snapshot: str) -> tuple[dict[str, Any], Any, dict[str, bytes
 def run(tmp_path: Path) -> Path:
     store = local_store(tmp_path)
     ensure_run(store)
-    parent = None
+    parent = previous = None
     for number in (1, 2):
         begin(store, number, parent)
         for sequence in (0, 1):
             one = sid(number, sequence)
             made, data = make.staged(one)
-            commit(store, upload(store, made, data, run_id=ensure_run(store).run_id, parent=parent))
+            run_id = ensure_run(store).run_id
+            manifest, previous = upload(store, made, data, run_id=run_id, parent=parent, previous=previous)
+            commit(store, manifest)
             parent = one
     return tmp_path
 
@@ -108,18 +110,33 @@ def test_a_snapshot_is_read_by_the_page_alone(run: Path) -> None:
     assert values["run"]["int"] == 2**64 + 1 and values["run"]["float"][1:] == [float("inf"), -float("inf")]
     assert values["run"]["tuple"] == ("$tuple", [1, ("$tuple", [2])])
     assert values["objects"]["model"]["state"]["F32"] == make.raw("F32") == tensors["model/F32"]
+    assert values["objects"]["model"]["state"]["changes"] == (10).to_bytes(8, "little")
     assert struct.unpack("<3d", values["run"]["history"]["train"]["loss"]["value"])[2] == 0.25
 
 
-def test_the_library_finds_the_same_tensors_in_the_pack(run: Path) -> None:
+def test_the_library_finds_the_same_tensors_in_the_packs(run: Path) -> None:
     top, _, tensors = read(run, str(sid(2, 1)))
-    path = run / top["packs"][0]["key"]
-    with safe_open(path, framework="numpy") as file:
+    own, older = (one["key"] for one in top["packs"])
+    assert str(sid(2, 1)) in own and str(sid(1, 0)) in older, "what did not change is in the first snapshot's pack"
+    with safe_open(run / own, framework="numpy") as file:
+        assert set(file.keys()) == {"model/changes"}
+        assert file.get_tensor("model/changes").tobytes() == tensors["model/changes"]
+    with safe_open(run / older, framework="numpy") as file:
         assert set(file.keys()) == set(tensors)
         for name in ("model/F32", "model/I64", "model/C128", "run.array", "model/BOOL"):
             assert file.get_tensor(name).tobytes() == tensors[name]
         assert file.get_tensor("model/C128").shape == (2, 3, 2)
-    assert top["packs"][0]["header_length"] % 8 == 0
+    assert all(one["header_length"] % 8 == 0 for one in top["packs"])
+
+
+def test_what_is_shared_stays_readable_without_the_snapshots_in_between(run: Path) -> None:
+    for one in (sid(1, 0), sid(1, 1), sid(2, 0)):
+        (run / f"snapshots/{one}.json").unlink()
+        (run / f"packs/{one}/rank-00000.json").unlink()
+    (run / f"packs/{sid(1, 1)}/rank-00000.safetensors").unlink()
+    (run / f"packs/{sid(2, 0)}/rank-00000.safetensors").unlink()
+    _, _, tensors = read(run, str(sid(2, 1)))
+    assert tensors["model/F64"] == make.raw("F64")
 
 
 def names_of(kind: type) -> set[str]:

@@ -11,6 +11,7 @@ from spotckpt.address import Selector
 from spotckpt.snapshot.catalog import read_catalog
 from spotckpt.snapshot.choose import choose
 from spotckpt.snapshot.fetch import read_manifest, read_part, read_tensors, verify
+from spotckpt.snapshot.keys import pack_key
 from spotckpt.snapshot.metrics import Best, History
 from spotckpt.snapshot.pack import ITEM_BYTES
 from spotckpt.snapshot.tree import decode
@@ -38,6 +39,7 @@ def test_the_manifest() -> None:
     assert (manifest.created, manifest.committed, manifest.finished) == (1_700_000_000.25, 1_700_000_001.0, False)
     assert manifest.best == {"train/loss:min": Best(0.25, 2, 0)} and manifest.evaluated == {"valid/top1": 0.5}
     assert manifest.arguments == {"lr": 0.001}
+    assert [pack.key for pack in manifest.packs] == [pack_key(SECOND), pack_key(FIRST)]
     assert verify(store, SECOND).problems == ()
 
 
@@ -49,6 +51,8 @@ def test_every_dtype_and_every_tag() -> None:
         entry = part.tensors[table[f"model/{dtype}"]]
         assert (entry.dtype, entry.shape, bytes(buffers[table[entry.name]])) == (dtype, SHAPE, raw(dtype))
     assert part.tensors[table["model/F32"]].stride == (1, 2)
+    assert bytes(buffers[table["model/changes"]]) == SECOND.step.to_bytes(8, "little")
+    assert {entry.name for entry in part.tensors if entry.chunks[0].pack == 0} == {"model/changes"}
     numpy_dtypes = {"U8": "|u1", "I32": "<i4", "I64": "<i8", "F64": "<f8"}
 
     def array(index: int) -> np.ndarray:

@@ -75,7 +75,7 @@ def test_what_is_read_is_what_was_saved(store: Store) -> None:
     seen: list[int] = []
     made, data = staged(one, arrays_of(1), extra={"x": (1, 2)}, latest={"a/b": 0.5}, finished=True, reason="final")
     run_id = ensure_run(store).run_id
-    manifest = upload(store, made, data, run_id=run_id, parent=str(sid(1, 0)), progress=seen.append)
+    manifest, _ = upload(store, made, data, run_id=run_id, parent=str(sid(1, 0)), progress=seen.append)
     with raises_naming(Corrupt, str(one), "missing"):
         read_manifest(store, one)
     commit(store, manifest)
@@ -100,7 +100,7 @@ def test_big_tensors_are_read_in_pieces(store: Store) -> None:
     arrays = {"big": np.arange(33 << 17, dtype="<i8"), **{f"t{i}": np.arange(i * 7, dtype="<i4") for i in range(20)}}
     assert arrays["big"].nbytes > 2 * BLOCK_BYTES
     made, data = staged(sid(1, 1), arrays)
-    commit(store, upload(store, made, data, run_id=ensure_run(store).run_id, parent=None))
+    commit(store, upload(store, made, data, run_id=ensure_run(store).run_id, parent=None)[0])
     assert load(store, sid(1, 1)) == {name: array.tobytes() for name, array in arrays.items()}
     assert verify(store, sid(1, 1)).problems == ()
 
@@ -114,19 +114,11 @@ def test_uploading_twice_gives_the_same_bytes(store: Store) -> None:
     commit(store, manifest)
 
 
-def test_after_a_commit_nothing_of_it_is_written_again(store: Store) -> None:
-    first = save(store, sid(1, 1))
-    keys = [pack_key(sid(1, 1)), part_key(sid(1, 1)), manifest_key(sid(1, 1))]
-    before = [path_of(store, key).stat().st_ino for key in keys]
-    assert save(store, sid(1, 1), seed=99) == first
-    assert [path_of(store, key).stat().st_ino for key in keys] == before
-
-
 class SlotChanged(Exception):
     pass
 
 
-@pytest.mark.parametrize("calls", range(8))
+@pytest.mark.parametrize("calls", range(5))
 def test_a_slot_that_changes_at_any_step_is_not_committed(store: Store, calls: int) -> None:
     made, data = staged(sid(1, 1), arrays_of(1))
     left = [calls]
@@ -137,7 +129,7 @@ def test_a_slot_that_changes_at_any_step_is_not_committed(store: Store, calls: i
             raise SlotChanged
 
     run_id = ensure_run(store).run_id
-    if calls < 7:  # at first, before each of 4 digests, after the pack, after the part
+    if calls < 4:  # at first, before the pack, after the pack, after the part
         with pytest.raises(SlotChanged):
             upload(store, made, data, run_id=run_id, parent=None, still_valid=still_valid)
         assert read_catalog(store).snapshots == frozenset()
@@ -168,12 +160,10 @@ def test_a_zombie_is_told_and_its_bytes_are_never_chosen(store: Store) -> None:
     assert choose(read_catalog(store, before=3), 3).candidates == (sid(2, 1), sid(1, 1))
 
 
-def test_a_commit_that_a_later_agent_repeats_is_our_own(store: Store) -> None:
+def test_a_commit_that_is_repeated_is_our_own(store: Store) -> None:
     manifest = save(store, sid(1, 1), then_commit=False)
-    again = save(store, sid(1, 1), then_commit=False)  # other timings
-    assert manifest.to_bytes() != again.to_bytes()
     commit(store, manifest)
-    commit(store, again)
+    commit(store, Manifest.from_bytes(manifest.to_bytes(), key=manifest_key(sid(1, 1))))  # as another agent reads it
     assert read_manifest(store, sid(1, 1)) == manifest
 
 
@@ -221,21 +211,6 @@ def test_a_commit_that_could_not_be_acknowledged_is_unknown(store: Store) -> Non
     with raises_naming(OutcomeUnknown, str(sid(1, 1)), "not known"):
         commit(CannotAsk(store), manifest)
     commit(store, manifest)
-
-
-def test_an_old_pack_is_looked_at_before_a_commit_names_it(store: Store) -> None:
-    from dataclasses import replace
-
-    old = save(store, sid(1, 1))
-    manifest = save(store, sid(1, 2), then_commit=False)
-    shared = replace(manifest, packs=(*manifest.packs, *old.packs))
-    path = path_of(store, pack_key(sid(1, 1)))
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with raises_naming(Corrupt, pack_key(sid(1, 1))):
-        commit(store, shared)
-    path.write_bytes(whole)
-    commit(store, shared)
 
 
 # damage

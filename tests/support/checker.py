@@ -4,11 +4,14 @@ It shares no code with spotckpt: it reads with plain fsspec, json, blake3 and sa
 snapshot a restart must choose. It asserts
 
 - I1: the newest restorable snapshot is at least the last acknowledged one,
-- I2: every digest matches, and no snapshot mixes bytes of two steps,
+- I2: every digest matches, every pack that is named exists, and no snapshot mixes bytes of two steps,
 - I3: a snapshot whose commit has an unknown outcome is wholly there or not at all.
 
+and of packs that several snapshots use: a snapshot names its own and its parent's only, each of which is at least half
+its own tensors'.
+
 For I2 the snapshots are marked: every number in every tensor of the snapshot of step s, and the value "step" of its
-state tree, is s.
+state tree, is s, but for the tensors whose numbers "marks" in the tree tells.
 """
 
 from __future__ import annotations
@@ -164,33 +167,72 @@ def inspect(bucket: Bucket, snapshot: Id) -> None:
 
     Raises:
         Broken: an object is missing or damaged.
-        Violation: all digests match, yet it holds values of another step.
+        Violation: all digests match, yet it holds values of another step, or refers to packs that may go.
     """
     manifest = bucket.record(f"snapshots/{snapshot}.json")
     if manifest["snapshot"] != str(snapshot) or manifest["step"] != snapshot.step:
         raise Broken(f"the manifest at {snapshot} is that of {manifest['snapshot']}")
-    for reference in manifest["parts"]:
-        _inspect_part(bucket, snapshot, reference)
+    packs = {pack["key"]: _pack(bucket, pack) for pack in manifest["packs"]}
+    parts = [_part(bucket, reference) for reference in manifest["parts"]]
+    used = dict.fromkeys(packs, 0)
+    for part in parts:
+        _inspect_part(snapshot, part, packs, used)
+    _check_old_packs(bucket, manifest, used)
 
 
-def _inspect_part(bucket: Bucket, snapshot: Id, reference: dict[str, Any]) -> None:
+def _pack(bucket: Bucket, reference: dict[str, Any]) -> bytes:
+    data = bucket.bytes_of(reference["key"])
+    header = data[: reference["header_length"]]
+    if len(data) != reference["length"] or blake3(header).hexdigest() != reference["header_digest"]:
+        raise Broken(f"{reference['key']} is not the pack that its manifest names")
+    return data
+
+
+def _part(bucket: Bucket, reference: dict[str, Any]) -> dict[str, Any]:
     data = bucket.bytes_of(reference["key"])
     if len(data) != reference["length"] or blake3(data).hexdigest() != reference["digest"]:
         raise Broken(f"{reference['key']} is not the part that its manifest names")
-    part = bucket.record(reference["key"])
-    packs = [bucket.bytes_of(key) for key in part["packs"]]
+    return bucket.record(reference["key"])
+
+
+def _inspect_part(snapshot: Id, part: dict[str, Any], packs: dict[str, bytes], used: dict[str, int]) -> None:
     for name, _dtype, _shape, _stride, chunks in part["tensors"]:
         for pack, offset, length, _start, _sides, digest in chunks:
-            piece = packs[pack][offset : offset + length]
+            key = part["packs"][pack]
+            piece = packs[key][offset : offset + length]
             if len(piece) != length or blake3(piece).hexdigest() != digest:
-                raise Broken(f"{name} in {part['packs'][pack]} does not match its digest")
+                raise Broken(f"{name} in {key} does not match its digest")
+            used[key] += length
     synthetic = "step" in part["tree"]  # every value says its step; in a real training only the run's own state does
     step = part["tree"]["step"] if synthetic else part["tree"]["run"]["step"]
     if step != snapshot.step:
         raise Violation(f"{snapshot} holds the values of step {step}")
-    for name, array in (item for pack in packs for item in load_safetensors(pack).items() if synthetic):
-        if not np.all(array == snapshot.step):
+    if synthetic:
+        _check_marks(snapshot, part, packs)
+
+
+def _check_marks(snapshot: Id, part: dict[str, Any], packs: dict[str, bytes]) -> None:
+    arrays = [load_safetensors(packs[key]) for key in part["packs"]]
+    marks = part["tree"].get("marks", {})
+    for name, _dtype, _shape, _stride, ((pack, offset, length, *_),) in part["tensors"]:
+        array = arrays[pack][name]
+        if array.tobytes() != packs[part["packs"][pack]][offset : offset + length]:
+            raise Violation(f"{snapshot}: {name} is not where its part says")
+        if not np.all(array == marks.get(name, snapshot.step)):
             raise Violation(f"{snapshot} mixes steps: {name} holds {np.unique(array)}")
+
+
+def _check_old_packs(bucket: Bucket, manifest: dict[str, Any], used: dict[str, int]) -> None:
+    old = [pack for pack in manifest["packs"] if f"/{manifest['snapshot']}/" not in pack["key"]]
+    try:
+        parent = bucket.record(f"snapshots/{manifest['parent']}.json")
+    except Broken:
+        parent = {"packs": old}  # nobody can tell any more
+    for pack in old:
+        if pack not in parent["packs"]:
+            raise Violation(f"{manifest['snapshot']} refers to {pack['key']}, which its parent does not name")
+        if 2 * used[pack["key"]] < pack["length"] - pack["header_length"]:
+            raise Violation(f"{manifest['snapshot']} keeps {pack['key']} for {used[pack['key']]} bytes of it")
 
 
 def is_whole(bucket: Bucket, snapshot: Id) -> bool:

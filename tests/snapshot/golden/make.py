@@ -71,6 +71,7 @@ def staged(snapshot: SnapshotId) -> tuple[Staged, memoryview]:
         (f"model/{dtype}", dtype, SHAPE, raw(dtype)) for dtype in ITEM_BYTES
     ]
     rows.append(("model/empty", "F32", (0, 4), b""))
+    rows.append(("model/changes", "I64", (), snapshot.step.to_bytes(8, "little")))
     objects = {name.removeprefix("model/"): {"$tensor": index} for index, (name, *_) in enumerate(rows)}
 
     def array(value: Any, path: str) -> int:
@@ -113,14 +114,14 @@ def main(target: Path) -> None:
     store = local_store(target.resolve())
     holder = Holder("host", "i-0123", "boot", "pid:[4026531836]", 11, 111, 12, 112)
     store.put_if_absent(RUN_KEY, RunRecord("0123456789abcdef", 1_700_000_000.0, "n", {"team": "a"}).to_bytes())
-    parent = None
+    parent = previous = None
     for snapshot, selector in ((FIRST, "newest"), (SECOND, "step=10")):
         consumed = () if parent is None else ("step=10",)
         number = snapshot.attempt
         claim(store, number, holder, selector, created=1_700_000_000.0, arguments={"lr": 0.001})
         write_base(store, Base(number, None if parent is None else str(parent), selector, consumed))
         made, data = staged(snapshot)
-        manifest = upload(store, made, data, run_id="0123456789abcdef", parent=parent)
+        manifest, previous = upload(store, made, data, run_id="0123456789abcdef", parent=parent, previous=previous)
         commit(store, replace(manifest, committed=1_700_000_001.0))
         write_heartbeat(store, Heartbeat(number, 3, 1_700_000_002.0, number == 1, str(snapshot), holder=holder))
         parent = snapshot

@@ -1,0 +1,129 @@
+"""Which tensors of a snapshot need not be sent, because the snapshot that it continues has the same bytes. Pure.
+
+A child refers to packs that its parent's committed manifest names, and to no others: the newest snapshot of a lineage
+is never pruned, nor is what it refers to, so these packs stay at least until the child itself is the newest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import NamedTuple
+
+from spotckpt.snapshot.keys import SnapshotId
+from spotckpt.snapshot.manifest import Manifest, PackRef
+from spotckpt.snapshot.pack import Layout, TensorSpec
+from spotckpt.snapshot.part import Chunk, Part, TensorEntry
+
+PROBE_BYTES = 4096
+"""The first so many bytes of a tensor tell at once that it changed. Of a shorter one they are the whole."""
+
+MAX_OLD_PACKS = 16
+"""Each costs a request at the commit and a line of the manifest, and both are bounded."""
+
+
+class Place(NamedTuple):
+    """A tensor of the parent: its one chunk, the pack that it lies in, and the digest of its first bytes, if known."""
+
+    spec: TensorSpec
+    chunk: Chunk
+    pack: PackRef
+    probe: str | None = None
+
+
+@dataclass(frozen=True)
+class Previous:
+    """What is known of a committed snapshot: its tensors by name."""
+
+    snapshot: SnapshotId
+    places: Mapping[str, Place]
+
+
+def previous_of(manifest: Manifest, part: Part, probes: Sequence[str] | None = None) -> Previous:
+    """What a child may refer to. `probes`: of each tensor of the part, if they are known."""
+    packs = {pack.key: pack for pack in manifest.packs}
+    places = {}
+    for entry, probe in zip(part.tensors, probes or repeat(None), strict=False):
+        if len(entry.chunks) == 1:
+            (chunk,) = entry.chunks
+            places[entry.name] = Place(TensorSpec(*entry[:4]), chunk, packs[part.packs[chunk.pack]], probe)
+    return Previous(manifest.snapshot, places)
+
+
+def candidates(tensors: Sequence[TensorEntry], probes: Sequence[str], previous: Previous) -> dict[int, Place]:
+    """By index, where the parent has a tensor of the same kind whose bytes may be the same."""
+    found = {}
+    for index, (entry, probe) in enumerate(zip(tensors, probes, strict=True)):
+        place = previous.places.get(entry.name)
+        if place is None or place.spec != entry[:4]:
+            continue
+        known = place.chunk.digest if is_probed_whole(entry) else place.probe
+        if known is None or known == probe:
+            found[index] = place
+    return found
+
+
+def is_probed_whole(entry: TensorEntry) -> bool:
+    """Whether the tensor's probe is its digest."""
+    return entry.chunks[0].length <= PROBE_BYTES
+
+
+def worth_keeping(places: Mapping[int, Place]) -> dict[int, Place]:
+    """Those that lie in packs of which they are at least half; of too many packs, in those with most of the bytes.
+
+    What lies in a pack of which less is live is sent again, so a bucket holds at most twice what its snapshots need.
+    """
+    live: dict[PackRef, int] = {}
+    for place in places.values():
+        live[place.pack] = live.get(place.pack, 0) + place.chunk.length
+    half = [pack for pack, size in live.items() if 2 * size >= pack.length - pack.header_length]
+    kept = set(sorted(half, key=lambda pack: (-live[pack], pack.key))[:MAX_OLD_PACKS])
+    return {index: place for index, place in places.items() if place.pack in kept}
+
+
+def ranges(tensors: Sequence[TensorEntry], order: Collection[int]) -> Iterator[tuple[int, int]]:
+    """(start, end) in the data section of these tensors one after the other; neighbours are one range."""
+    start = end = 0
+    for index in order:
+        chunk = tensors[index].chunks[0]
+        if chunk.offset != end:
+            if end > start:
+                yield start, end
+            start = chunk.offset
+        end = chunk.offset + chunk.length
+    if end > start:
+        yield start, end
+
+
+def placed(
+    tensors: Sequence[TensorEntry],
+    digests: Mapping[int, str],
+    kept: Mapping[int, Place],
+    own: tuple[PackRef, Layout] | None,
+) -> tuple[tuple[PackRef, ...], tuple[TensorEntry, ...]]:
+    """The packs of a snapshot and its tensor table.
+
+    Args:
+        tensors: as staged.
+        digests: of those that were sent.
+        kept: where the others lie.
+        own: the pack that was sent and how those tensors lie in it, in the order of their indices; None if none was.
+    """
+    packs = list(dict.fromkeys([*([own[0]] if own else []), *(place.pack for place in kept.values())]))
+    number = {pack.key: index for index, pack in enumerate(packs)}
+    offsets = iter(own[1].offsets if own else ())
+    table = []
+    for index, entry in enumerate(tensors):
+        if index in kept:
+            place = kept[index]
+            at, pack, digest = place.chunk.offset, place.pack, place.chunk.digest
+        else:
+            assert own is not None
+            pack, digest = own[0], digests[index]
+            at = pack.header_length + next(offsets)
+        chunk = Chunk(
+            number[pack.key], at, entry.chunks[0].length, entry.chunks[0].start, entry.chunks[0].shape, digest
+        )
+        table.append(TensorEntry(*entry[:4], (chunk,)))
+    return tuple(packs), tuple(table)
