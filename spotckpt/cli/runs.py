@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import click
 
@@ -48,14 +48,19 @@ class Run:
 
 
 @contextmanager
-def open_run(uri: str, *, timeout_s: float) -> Iterator[Run]:
+def open_run(uri: str, *, timeout_s: float, everything: bool = False) -> Iterator[Run]:
     """Reads the records of the run at that URI, without a selector; its store is closed at the end.
+
+    Args:
+        uri: the run.
+        timeout_s: of one operation on the store.
+        everything: read all records, to show them; else those that tell where a restart would go on.
 
     Raises:
         NotFound: there is no run.
     """
     with closing(open_store(uri, call_timeout_s=timeout_s)) as store:
-        catalog = read_catalog(store)
+        catalog = read_catalog(store, everything=everything)
         if catalog.run is None and not catalog.problems and not catalog.highest and not catalog.snapshots:
             raise NotFound("read", f"{uri}/run.json", "there is no run here", hint="check the address")
         yield Run(store, catalog)
@@ -88,10 +93,7 @@ def find_snapshot(run: Run, address: Address) -> SnapshotId:
         click.echo(f"spotckpt: {text}", err=True)
 
     evaluated = evaluated_of(run.store, run_id=run.run_id, say=say)
-    # A restart takes a selector that it has followed already for the newest; who looks means what he says.
-    bases = {number: replace(base, consumed=()) for number, base in run.catalog.bases.items()}
-    catalog = replace(run.catalog, bases=bases)
-    choice = choose(catalog, catalog.highest + 1, address.selector, evaluated=evaluated)
+    choice = choose(run.catalog, run.catalog.highest + 1, address.selector, evaluated=evaluated, claiming=False)
     if not choice.candidates:
         raise NoSuchSnapshot(f"{address} has no snapshot: {choice.why}", hint=f"see spotckpt ls {address.uri}")
     return choice.candidates[0]
@@ -148,7 +150,7 @@ class Overview:
 
 def read_overview(uri: str, *, last: int, timeout_s: float) -> Overview:
     """Reads the run, and the manifests of its `last` newest snapshots."""
-    with open_run(uri, timeout_s=timeout_s) as run:
+    with open_run(uri, timeout_s=timeout_s, everything=True) as run:
         shown = run.ids[-last:]
         present = [one for one in shown if one in run.catalog.snapshots]
         found = read_manifests(run.store, present, run_id=run.run_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -40,14 +40,14 @@ def show(address: str, timeout_s: float, as_json: bool) -> None:
         snapshot = find_snapshot(run, parsed)
         manifest = read_manifest(run.store, snapshot, run_id=run.run_id)
         parts = [read_part(run.store, manifest, rank) for rank in range(manifest.world_size)]
-    ancestors = _ancestors(lineage(run.catalog, snapshot.attempt).ids, snapshot)
+        ancestors = _ancestors(lineage(run.catalog, snapshot.attempt).ids, snapshot)
     if as_json:
         output.emit(_document(parsed.uri, manifest, parts, ancestors))
     else:
         _show(parsed.uri, manifest, parts, ancestors)
 
 
-def _ancestors(line: tuple[SnapshotId, ...], snapshot: SnapshotId) -> list[SnapshotId]:
+def _ancestors(line: Sequence[SnapshotId], snapshot: SnapshotId) -> list[SnapshotId]:
     """What the snapshot was trained from, newest first."""
     return list(line[line.index(snapshot) + 1 :]) if snapshot in line else []
 

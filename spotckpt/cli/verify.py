@@ -40,7 +40,7 @@ def verify(address: str, timeout_s: float, as_json: bool) -> None:
     """
     parsed = Address.parse(address)
     one = names_snapshot(address)
-    with open_run(parsed.uri, timeout_s=timeout_s) as run:
+    with open_run(parsed.uri, timeout_s=timeout_s, everything=not one) as run:
         findings = _check(run, [find_snapshot(run, parsed)] if one else sorted(run.catalog.snapshots))
     errors = [error for finding in findings for error in finding.errors] + ([] if one else run.problems())
     if as_json:

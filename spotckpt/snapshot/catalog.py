@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 from spotckpt.deadline import Deadline
 from spotckpt.errors import Corrupt, LimitExceeded, NotFound, SnapshotError
@@ -14,7 +13,7 @@ from spotckpt.snapshot.keys import (
     ATTEMPTS_PREFIX,
     RUN_KEY,
     SNAPSHOTS_PREFIX,
-    Key,
+    KeyKind,
     SnapshotId,
     base_key,
     claim_key,
@@ -22,13 +21,11 @@ from spotckpt.snapshot.keys import (
     manifest_key,
     parse_key,
 )
+from spotckpt.snapshot.lazy import Records, in_parallel
 from spotckpt.snapshot.records import MAX_RECORD_BYTES, Base, Claim, Heartbeat, RunRecord
 from spotckpt.store.base import Store
 
-T = TypeVar("T")
 R = TypeVar("R")
-
-READS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -37,14 +34,16 @@ class Catalog:
 
     Attributes:
         run: None if the run does not exist.
-        claims, bases, heartbeats: by attempt, those that are there and readable.
+        highest: the highest attempt that left a record, 0 if none.
+        claims, bases, heartbeats: by attempt, those that are there and readable; read when they are asked for.
         snapshots: committed: their manifests were listed, or found when a heartbeat named them.
         missing: named by a heartbeat as committed, and not there.
-        problems: records that are there and cannot be read, by key.
+        problems: records that are there and cannot be read, by key, of those that were read so far.
         strangers: keys in these folders that are not ours; never followed.
     """
 
     run: RunRecord | None = None
+    highest: int = 0
     claims: Mapping[int, Claim] = field(default_factory=dict)
     bases: Mapping[int, Base] = field(default_factory=dict)
     heartbeats: Mapping[int, Heartbeat] = field(default_factory=dict)
@@ -53,12 +52,6 @@ class Catalog:
     problems: Mapping[str, SnapshotError] = field(default_factory=dict)
     strangers: tuple[str, ...] = ()
 
-    @property
-    def highest(self) -> int:
-        """The highest attempt that left a record, 0 if none."""
-        damaged = [key.attempt for key in map(parse_key, self.problems) if key]
-        return max([*self.claims, *self.bases, *self.heartbeats, *damaged], default=0)
-
     def of_attempt(self, attempt: int) -> list[SnapshotId]:
         """The attempt's snapshots, newest first; one that is missing stands where it should be."""
         return list(self._by_attempt.get(attempt, ()))
@@ -66,72 +59,145 @@ class Catalog:
     @cached_property
     def _by_attempt(self) -> Mapping[int, list[SnapshotId]]:
         found: dict[int, list[SnapshotId]] = {}
-        for one in sorted(self.snapshots | self.missing, reverse=True):
+        for one in sorted(self.snapshots | self.missing, key=lambda one: (one.attempt, one.sequence), reverse=True):
             found.setdefault(one.attempt, []).append(one)
         return found
 
 
-def read_catalog(store: Store, *, before: int | None = None, deadline: Deadline | None = None) -> Catalog:
-    """Lists and reads the records.
+def read_catalog(store: Store, *, before: int | None = None, everything: bool = False) -> Catalog:
+    """Lists each folder once and reads the records of the newest attempts; others are read when they are asked for.
 
-    A listing is asked for twice and the answers are joined, so that one that is empty or stale once hides nothing;
-    what a heartbeat calls committed and no listing shows is asked for by name.
+    A listing that shows itself to be stale is asked for again, and the answers are joined: it is empty, it lacks the
+    caller's own claim, or a heartbeat names a commit that it lacks. What it lacks still is asked for by name.
 
     Args:
         store: rooted at the run.
-        before: the caller's own attempt: claims below it are read by name, whatever the listing says.
-        deadline: for each request.
+        before: the caller's own attempt. Claims have no gaps: those below it are read by name, whatever the listing
+            says.
+        everything: read all records at once, for who shows them.
 
     Raises:
-        FutureFormat: a record of a newer version.
+        FutureFormat: a record of a newer version; so does asking the catalog for one.
         StoreError: a request failed.
     """
     # snapshots first: whatever they show, the base of its attempt was written before it
-    listed, strangers = list_keys(store, (SNAPSHOTS_PREFIX, ATTEMPTS_PREFIX), deadline=deadline)
-    numbers = {key.attempt for key in listed if key.kind in ("claim", "base", "heartbeat")}
-    claims = {key.attempt for key in listed if key.kind == "claim"} | set(range(1, before or 1))
-    bases = {key.attempt for key in listed if key.kind == "base"}
-    beats = {key.attempt for key in listed if key.kind == "heartbeat"}
-    newest = {before - 1} if before and before > 1 else {max(numbers)} if numbers else set()
-    reader = _Reader(store, deadline)
-    found = Catalog(
-        run=reader.one(RUN_KEY, RunRecord.from_bytes),
-        claims=reader.each(claims, claim_key, Claim.from_bytes),
-        bases=reader.each(bases | newest, base_key, Base.from_bytes),
-        heartbeats=reader.each(beats | newest, heartbeat_key, Heartbeat.from_bytes),
-        snapshots=frozenset(key.snapshot for key in listed if key.kind == "manifest" and key.snapshot),
-        problems=reader.problems,
-        strangers=strangers,
+    snapshots, attempts = _Listing(store, SNAPSHOTS_PREFIX), _Listing(store, ATTEMPTS_PREFIX)
+    if before is not None and claim_key(before) not in attempts.names:
+        attempts.look()
+    records = _Records(store, attempts)
+    records.read_head(top=attempts.highest if before is None else before - 1, committed=snapshots.attempts)
+    if everything:
+        records.heartbeats.load_all()
+    named = {beat.last_id for beat in records.heartbeats.known.values() if beat.last_id}
+    if not named <= snapshots.ids:
+        snapshots.look()
+    lost = {one for one in named - snapshots.ids if not store.exists(manifest_key(one))}
+    return Catalog(
+        run=records.run,
+        highest=records.highest,
+        claims=dict(records.claims) if everything else records.claims,
+        bases=dict(records.bases) if everything else records.bases,
+        heartbeats=dict(records.heartbeats) if everything else records.heartbeats,
+        snapshots=frozenset(snapshots.ids | named - lost),
+        missing=frozenset(lost),
+        problems=records.problems,
+        strangers=(*snapshots.strangers, *attempts.strangers),
     )
-    return _with_named(store, found, deadline)
 
 
-def _with_named(store: Store, catalog: Catalog, deadline: Deadline | None) -> Catalog:
-    named = {beat.last_id for beat in catalog.heartbeats.values() if beat.last_id} - catalog.snapshots
-    if not named:
-        return catalog
-    there = {one for one in named if store.exists(manifest_key(one), deadline=deadline)}
-    return replace(catalog, snapshots=catalog.snapshots | there, missing=frozenset(named - there))
+class _Listing:
+    """The keys below a prefix. One that is empty is asked for twice: that is the answer which changes most."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+        self.names: set[str] = set()
+        self.look()
+        if not self.names:
+            self.look()
+
+    def look(self) -> None:
+        """Adds what the store lists now."""
+        self.names |= {stat.key for stat in self._store.list(self._prefix)}
+        parsed = {name: parse_key(name) for name in sorted(self.names)}
+        self.strangers = tuple(name for name, key in parsed.items() if key is None)
+        self.keys = [key for key in parsed.values() if key is not None]
+        self.ids = {key.snapshot for key in self.keys if key.kind == "manifest" and key.snapshot}
+        self.attempts = {key.attempt for key in self.keys}
+
+    @property
+    def highest(self) -> int:
+        """The highest attempt that any key belongs to, 0 if none."""
+        return max(self.attempts, default=0)
+
+    def of_kind(self, kind: KeyKind) -> set[int]:
+        """The attempts that have such an object."""
+        return {key.attempt for key in self.keys if key.kind == kind}
 
 
-def list_keys(
-    store: Store, prefixes: Iterable[str], *, deadline: Deadline | None = None
-) -> tuple[list[Key], tuple[str, ...]]:
-    """The keys of ours below the prefixes, each listed twice and joined, and the names of all other objects there."""
-    names = sorted(
-        {stat.key for prefix in prefixes for _ in range(2) for stat in store.list(prefix, deadline=deadline)}
-    )
-    parsed = [(name, parse_key(name)) for name in names]
-    return [key for _, key in parsed if key], tuple(name for name, key in parsed if key is None)
+class _Records:
+    """Reads records and keeps those that cannot be read as problems: one bad record must not hide the others."""
+
+    def __init__(self, store: Store, attempts: _Listing) -> None:
+        self._store = store
+        self._attempts = attempts
+        self.run: RunRecord | None = None
+        self.problems: dict[str, SnapshotError] = {}
+        self.claims = self._of("claim", claim_key, Claim.from_bytes)
+        self.bases = self._of("base", base_key, Base.from_bytes)
+        self.heartbeats = self._of("heartbeat", heartbeat_key, Heartbeat.from_bytes)
+
+    def _of(self, kind: KeyKind, name: Callable[[int], str], parse: Callable[..., R]) -> Records[R]:
+        return Records(self._attempts.of_kind(kind), lambda number: self._one(name(number), parse))
+
+    def _one(self, key: str, parse: Callable[..., R]) -> R | None:
+        try:
+            return _read(self._store, key, parse, None)
+        except (Corrupt, LimitExceeded) as error:
+            self.problems[key] = error
+            return None
+
+    def read_head(self, *, top: int, committed: set[int]) -> None:
+        """`run.json`, and the records of the last attempt up to `top` that had an effect, and of those after it.
+
+        Args:
+            top: the attempt whose successor chooses; what a stale listing could hide of the last ones is read by name.
+            committed: the attempts that have snapshots.
+        """
+        effective = {number for number in self._attempts.of_kind("base") | committed if number <= top}
+        last = max(effective, default=0)
+        by_name = {top, *range(self._attempts.highest + 1, top + 1)}
+
+        def load(records: Records[Any], first: int) -> None:
+            records.load(number for number in range(max(1, first), top + 1) if number in by_name or number in records)
+
+        def load_run() -> None:
+            self.run = self._one(RUN_KEY, RunRecord.from_bytes)
+
+        # whether an attempt without effect changed anything, its claim tells
+        acts: list[Callable[[], None]] = [
+            load_run,
+            partial(load, self.bases, last),
+            partial(load, self.heartbeats, last),
+            partial(load, self.claims, last + 1),
+        ]
+        in_parallel(lambda act: act(), acts)
+
+    @property
+    def highest(self) -> int:
+        """The highest attempt that left a record."""
+        by_name = {*self.claims.known, *self.bases.known, *self.heartbeats.known}
+        damaged = {key.attempt for key in map(parse_key, self.problems) if key}
+        return max(self._attempts.attempts | by_name | damaged, default=0)
 
 
-def highest_attempt(store: Store, *, deadline: Deadline | None = None) -> int:
+def highest_attempt(store: Store) -> int:
     """The highest attempt that left anything under `attempts/`, 0 if none.
 
-    Not only claims count: a number whose base or heartbeat is there must never be given out again.
+    Not only claims count: a number whose base or heartbeat is there must never be given out again. An answer that is
+    too low does no harm: the claim that follows from it is taken.
     """
-    keys, _ = list_keys(store, (ATTEMPTS_PREFIX,), deadline=deadline)
-    return max((key.attempt for key in keys), default=0)
+    return _Listing(store, ATTEMPTS_PREFIX).highest
 
 
 def read_run(store: Store, *, deadline: Deadline | None = None) -> RunRecord | None:
@@ -149,35 +215,8 @@ def read_claim(store: Store, attempt: int, *, deadline: Deadline | None = None) 
     return _read(store, claim_key(attempt), Claim.from_bytes, deadline)
 
 
-def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """The results in order, some requests at a time; the first error is raised."""
-    with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="spotckpt-read") as pool:
-        return list(pool.map(function, items))
-
-
 def _read(store: Store, key: str, parse: Callable[..., R], deadline: Deadline | None) -> R | None:
     try:
         return parse(store.read(key, limit_bytes=MAX_RECORD_BYTES, deadline=deadline), key=key)
     except NotFound:
         return None
-
-
-class _Reader:
-    """Reads records and keeps those that cannot be read as problems: one bad record must not hide the others."""
-
-    def __init__(self, store: Store, deadline: Deadline | None) -> None:
-        self.store = store
-        self.deadline = deadline
-        self.problems: dict[str, SnapshotError] = {}
-
-    def one(self, key: str, parse: Callable[..., R]) -> R | None:
-        try:
-            return _read(self.store, key, parse, self.deadline)
-        except (Corrupt, LimitExceeded) as error:
-            self.problems[key] = error
-            return None
-
-    def each(self, numbers: Iterable[int], name: Callable[[int], str], parse: Callable[..., R]) -> dict[int, R]:
-        ordered = sorted(numbers)
-        records = in_parallel(lambda number: self.one(name(number), parse), ordered)
-        return {number: record for number, record in zip(ordered, records, strict=True) if record is not None}

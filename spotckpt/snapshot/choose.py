@@ -1,5 +1,7 @@
 """Which snapshot an attempt continues: a pure function of the catalog and the selector.
 
+What the catalog has not read yet it reads when a choice depends on it.
+
 The order of snapshots is the lineage: those of an attempt, newest first, then the one that the attempt continued and
 that one's ancestors, as the base records say. Never time, step or the order of a listing. A snapshot that a superseded
 attempt commits late is later than what its successor continued, so it is in no lineage.
@@ -9,15 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 from spotckpt.address import NEWEST, Metric, Selector
 from spotckpt.errors import AddressError, Corrupt, NoSuchSnapshot, NothingRestorable, SnapshotError
 from spotckpt.snapshot.catalog import Catalog
 from spotckpt.snapshot.keys import SnapshotId, base_key, claim_key, manifest_key, parse_key
+from spotckpt.snapshot.lazy import Found, Line
 
-Evaluated = Callable[[SnapshotId], "Mapping[str, float] | None"]
-"""A snapshot's `evaluated` metrics, or None if its manifest cannot be read."""
+Evaluated = Callable[[Sequence[SnapshotId]], "Mapping[SnapshotId, Mapping[str, float]]"]
+"""The `evaluated` metrics of these snapshots; one whose manifest cannot be read is left out."""
 
 _BY_ID = "name a snapshot by its full id (@a....-n....), or start afresh with @start"
 
@@ -27,14 +31,12 @@ class Lineage:
     """What an attempt's successor may continue.
 
     Attributes:
-        ids: newest first.
+        ids: newest first, and why they end if not at a start from scratch.
         consumed: selectors that led here.
-        cut: why the ids end before a start from scratch was reached; None if it was.
     """
 
-    ids: tuple[SnapshotId, ...] = ()
+    ids: Line = field(default_factory=lambda: Line(()))
     consumed: tuple[str, ...] = ()
-    cut: SnapshotError | None = None
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,15 @@ class Choice:
     """What to restore.
 
     Attributes:
-        candidates: to be tried in this order; a later one only if the earlier ones are corrupt or missing.
+        candidates: to be tried in this order; a later one only if the earlier ones are corrupt or missing. They may
+            be read from the catalog as somebody looks at them.
         fresh: start from scratch; there are no candidates then.
         consumed: for the base record.
         why: one line for the user.
         followed: the selector was gone back to before, so it means the newest now.
     """
 
-    candidates: tuple[SnapshotId, ...]
+    candidates: Sequence[SnapshotId]
     fresh: bool
     consumed: tuple[str, ...]
     why: str
@@ -57,8 +60,7 @@ class Choice:
 
     def skipped(self, chosen: SnapshotId | None) -> tuple[str, ...]:
         """The candidates before the chosen one, for the base record."""
-        before = self.candidates[: self.candidates.index(chosen)] if chosen else self.candidates
-        return tuple(str(one) for one in before)
+        return tuple(str(one) for one in takewhile(lambda one: one != chosen, self.candidates))
 
 
 def lineage(catalog: Catalog, attempt: int, *, evaluated: Evaluated | None = None) -> Lineage:
@@ -116,8 +118,8 @@ def choose(
 
 
 def _continue(catalog: Catalog, line: Lineage, why: str) -> Choice:
-    if not line.ids and line.cut is not None:
-        raise line.cut
+    if not line.ids and line.ids.cut is not None:
+        raise line.ids.cut
     if not line.ids:
         _require_readable_heartbeats(catalog)
     fallback = "the newest" if line.ids else "nothing was committed before: starting from scratch"
@@ -143,27 +145,30 @@ def _last_with_effect(catalog: Catalog, attempt: int) -> int:
 def _recorded(catalog: Catalog, attempt: int) -> Lineage:
     if attempt == 0:
         return Lineage()
-    own, base = tuple(catalog.of_attempt(attempt)), catalog.bases.get(attempt)
-    if base is None:
-        return Lineage(own, (), _no_base(catalog, attempt))
-    if base.id is None:
-        return Lineage(own, base.consumed)
-    ancestors = _back_from(catalog, base.id)
-    return Lineage(own + ancestors.ids, base.consumed, ancestors.cut)
+    base = catalog.bases.get(attempt)
+    ids = Line(_of_attempt_and_before(catalog, attempt, catalog.of_attempt(attempt)))
+    return Lineage(ids, () if base is None else base.consumed)
 
 
-def _back_from(catalog: Catalog, snapshot: SnapshotId) -> Lineage:
-    """The snapshot, whether it is there or not, and its ancestors. Ends: a base is of an earlier attempt."""
-    ids = [snapshot]
+def _back_from(catalog: Catalog, snapshot: SnapshotId) -> Line:
+    """The snapshot, whether it is there or not, and its ancestors."""
+    return Line(_of_attempt_and_before(catalog, snapshot.attempt, _with_elders(catalog, snapshot)))
+
+
+def _with_elders(catalog: Catalog, snapshot: SnapshotId) -> list[SnapshotId]:
+    return [snapshot, *(one for one in catalog.of_attempt(snapshot.attempt) if one.sequence < snapshot.sequence)]
+
+
+def _of_attempt_and_before(catalog: Catalog, attempt: int, ids: list[SnapshotId]) -> Found:
+    """These of an attempt, then what follows its base. Ends: a base is of an earlier attempt."""
     while True:
-        at = ids[-1]
-        ids += [one for one in catalog.of_attempt(at.attempt) if one.sequence < at.sequence]
-        base = catalog.bases.get(at.attempt)
+        yield from ids
+        base = catalog.bases.get(attempt)
         if base is None:
-            return Lineage(tuple(ids), (), _no_base(catalog, at.attempt))
+            return _no_base(catalog, attempt)
         if base.id is None:
-            return Lineage(tuple(ids))
-        ids.append(base.id)
+            return None
+        attempt, ids = base.id.attempt, _with_elders(catalog, base.id)
 
 
 def _no_base(catalog: Catalog, attempt: int) -> SnapshotError:
@@ -179,12 +184,11 @@ def _handed_on(catalog: Catalog, recorded: Lineage, attempt: int, evaluated: Eva
     if str(selector) in recorded.consumed:
         return recorded
     if selector.kind == "start":
-        return Lineage((), (str(selector),))
+        return Lineage(consumed=(str(selector),))
     candidates = _matching(catalog, recorded, selector, attempt, evaluated)
     if not candidates:  # it ended with an error
         return None
-    chosen = _back_from(catalog, candidates[0])
-    return Lineage(chosen.ids, (str(selector),), chosen.cut)
+    return Lineage(_back_from(catalog, candidates[0]), (str(selector),))
 
 
 def _selector_of(catalog: Catalog, attempt: int) -> Selector:
@@ -200,12 +204,12 @@ def _selector_of(catalog: Catalog, attempt: int) -> Selector:
 
 def _matching(
     catalog: Catalog, line: Lineage, selector: Selector, before: int, evaluated: Evaluated | None
-) -> tuple[SnapshotId, ...]:
+) -> Sequence[SnapshotId]:
     match selector.kind:
         case "step":
-            return tuple(one for one in line.ids if one.step == selector.step)
+            return Line(one for one in line.ids if one.step == selector.step)
         case "step_at_most":
-            return tuple(one for one in line.ids if one.step <= selector.step)
+            return Line(one for one in line.ids if one.step <= selector.step)
         case "best":
             assert selector.metric is not None
             return _best_first(line.ids, selector.metric, evaluated)
@@ -218,9 +222,9 @@ def _matching(
 
 def _best_first(ids: Sequence[SnapshotId], metric: Metric, evaluated: Evaluated | None) -> tuple[SnapshotId, ...]:
     assert evaluated is not None, "best needs the manifests"
-    values = {one: (evaluated(one) or {}).get(metric.path, math.nan) for one in ids}
+    values = {one: metrics.get(metric.path, math.nan) for one, metrics in evaluated(ids).items()}
     sign = -1 if metric.mode == "max" else 1
-    numbers = (one for one in ids if not math.isnan(values[one]))
+    numbers = (one for one in ids if not math.isnan(values.get(one, math.nan)))
     return tuple(sorted(numbers, key=lambda one: sign * values[one]))  # stable: of equals the newest first
 
 

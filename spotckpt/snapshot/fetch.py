@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from spotckpt.deadline import Deadline
-from spotckpt.errors import Corrupt, LimitExceeded, NotFound, NothingRestorable, SnapshotError
-from spotckpt.snapshot.catalog import in_parallel
+from spotckpt.errors import Corrupt, FutureFormat, LimitExceeded, NotFound, NothingRestorable, SnapshotError
 from spotckpt.snapshot.choose import Choice, Evaluated
 from spotckpt.snapshot.envelope import digest
 from spotckpt.snapshot.keys import SnapshotId, manifest_key
+from spotckpt.snapshot.lazy import in_parallel
 from spotckpt.snapshot.manifest import MAX_MANIFEST_BYTES, Manifest
 from spotckpt.snapshot.pack import read_header
 from spotckpt.snapshot.part import MAX_PART_BYTES, Chunk, Part
@@ -58,17 +58,21 @@ def read_manifests(
 
 
 def evaluated_of(store: Store, *, run_id: str | None, say: Callable[[str], None]) -> Evaluated:
-    """The `evaluated` argument of `choose`: reads each manifest; one that is unreadable is told and left out.
+    """The `evaluated` argument of `choose`: reads the manifests; one that is unreadable is told and left out.
 
     What it returns raises FutureFormat and StoreError.
     """
 
-    def evaluated(snapshot: SnapshotId) -> dict[str, float] | None:
-        try:
-            return dict(read_manifest(store, snapshot, run_id=run_id).evaluated)
-        except (Corrupt, LimitExceeded) as error:
-            say(f"cannot compare {snapshot}: {error}")
-            return None
+    def evaluated(snapshots: Sequence[SnapshotId]) -> dict[SnapshotId, Mapping[str, float]]:
+        found: dict[SnapshotId, Mapping[str, float]] = {}
+        for snapshot, manifest in read_manifests(store, snapshots, run_id=run_id).items():
+            if isinstance(manifest, Manifest):
+                found[snapshot] = manifest.evaluated
+            elif isinstance(manifest, FutureFormat):
+                raise manifest
+            else:
+                say(f"cannot compare {snapshot}: {manifest}")
+        return found
 
     return evaluated
 

@@ -249,7 +249,7 @@ def _say_beginning(beginning: Beginning, catalog: Catalog, choice: Choice) -> No
         say(f"resumed {uri} from {beginning.saved.id} ({_where(beginning.saved)}), attempt {attempt}")
         return
     say(f"new run {uri} (attempt {attempt})")
-    if catalog.claims.keys() - {attempt}:
+    if attempt > 1:
         say(choice.why)
     if beginning.initial is not None:
         say(f"weights from {beginning.environment['init_from']}")

@@ -182,7 +182,8 @@ def catalog(
     claims = {
         number: Claim(number, "n", 0.0, Holder(), selectors.get(number, "newest")) for number in range(1, highest + 1)
     }
-    return Catalog(**{"claims": claims, "bases": records, "snapshots": frozenset(snapshots), **more})
+    given = {"highest": highest, "claims": claims, "bases": records, "snapshots": frozenset(snapshots)}
+    return Catalog(**{**given, **more})
 
 
 def said() -> tuple[list[str], Callable[[str], None]]:

@@ -197,7 +197,10 @@ def test_a_late_commit_of_a_superseded_attempt_is_in_no_lineage() -> None:
 
 def best(metrics: dict[SnapshotId, dict[str, float] | None], selector: str, *args, before: int, **kwargs):
     return choose(
-        catalog(*args, **kwargs), before, Selector.parse(selector), evaluated=lambda one: metrics.get(one, {})
+        catalog(*args, **kwargs),
+        before,
+        Selector.parse(selector),
+        evaluated=lambda ids: {one: metrics.get(one) or {} for one in ids},
     )
 
 
@@ -258,7 +261,7 @@ def test_a_heartbeat_that_cannot_be_read_permits_no_fresh_start() -> None:
 
 @pytest.mark.fault(66)
 def test_a_lost_base_record_is_never_a_fresh_start() -> None:
-    assert lineage(catalog(A, {}, {1: "newest"}), 1).cut is not None
+    assert lineage(catalog(A, {}, {1: "newest"}), 1).ids.cut is not None
     choice = newest(A, {}, {1: "newest"}, before=2)
     assert choice.candidates == tuple(reversed(A)) and not choice.fresh
     broken = Corrupt("attempts/0002.base.json does not match its digest")
