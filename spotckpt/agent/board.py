@@ -62,12 +62,14 @@ class Board:
             for notice in notices:
                 self._first_seen.setdefault(notice.id, now)
             new = [notice for notice in notices if notice.id not in self._announced and self._is_in_force(notice, now)]
-            self._announced.update(notice.id for notice in new)
         for name in sorted(gone):
             _LOG.info("notice %s is no longer shown", name)
         for notice in new:
             _LOG.warning("notice: %s (%s)", notice.describe(now), notice.id)
             self._on_new(notice)
+            # only now: if telling fails, the next sight of it tells again
+            with self._lock:
+                self._announced.add(notice.id)
 
     def inject(self, action: str, *, in_s: float | None, kind: str = "manual") -> Notice:
         """Adds a notice by hand.

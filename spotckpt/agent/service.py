@@ -34,6 +34,7 @@ _LOG = logging.getLogger(__name__)
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK_S = 1.0
+_LONG_LOOK_S = 30.0
 _POKE = b"\0"
 
 
@@ -111,6 +112,9 @@ class _Source:
             self.agent.instance = self.metadata.instance_id()
         return poll
 
+    def close(self) -> None:
+        self.metadata.close()
+
 
 @dataclass
 class _Service:
@@ -124,6 +128,7 @@ class _Service:
     _stopped_twice: bool = False
 
     def serve(self) -> int:
+        self._idle = Deadline.after(self.options.idle_exit_s)
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -182,18 +187,26 @@ class _Service:
         self._poke()
 
     def _loop(self) -> None:
-        idle = Deadline.after(self.options.idle_exit_s)
+        was_busy = False
         while not self._is_over():
             try:
                 self._turn()
             except Exception:  # noqa: BLE001  the edge: a fault in one turn must not end the agent
                 _LOG.exception("a fault in the agent's loop")
                 SYSTEM_CLOCK.sleep(_LOOK_S)
-            if self.agent.busy:
-                idle = Deadline.after(self.options.idle_exit_s)
-            if self.options.private and idle.passed:
+            busy = self.agent.busy
+            if busy or was_busy:
+                self._idle = Deadline.after(self.options.idle_exit_s)
+            was_busy = busy
+            if self.options.private and self._idle.passed:
                 _LOG.info("idle for %g s", self.options.idle_exit_s)
                 return
+
+    def _patience_s(self) -> float:
+        """How long nothing need be looked at. Whatever happens wakes the loop; only time itself does not."""
+        if self._stop_by is not None:
+            return _LOOK_S
+        return min(_LONG_LOOK_S, self._idle.seconds_left) if self.options.private else _LONG_LOOK_S
 
     def _is_over(self) -> bool:
         if self._stop_by is None:
@@ -201,8 +214,7 @@ class _Service:
         return self._stopped_twice or self._stop_by.passed or not self.agent.has_runs
 
     def _turn(self) -> None:
-        timeout = min(_LOOK_S, self.options.idle_exit_s / 2)
-        for key, _ in self._selector.select(timeout):
+        for key, _ in self._selector.select(self._patience_s()):
             if key.data == "listener":
                 self._accept()
             elif key.data == "wake":

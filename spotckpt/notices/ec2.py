@@ -84,7 +84,7 @@ def choose_endpoint(explicit: str, environ: Mapping[str, str] = os.environ) -> t
 
 
 class Ec2Metadata:
-    """A source of notices. Not for several threads at once.
+    """A source of notices, over one connection that is kept. Not for several threads at once.
 
     Args:
         endpoint: `http://HOST[:PORT]`, as `choose_endpoint` gives it.
@@ -94,9 +94,8 @@ class Ec2Metadata:
 
     def __init__(self, endpoint: str, *, clock: Clock = SYSTEM_CLOCK, timeout_s: float = 2.0) -> None:
         parts = urlsplit(endpoint)
-        self._host, self._port = parts.hostname or "", parts.port or 80
+        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout_s)
         self._clock = clock
-        self._timeout_s = timeout_s
         self._token = ""
         self._ever_answered = False
         self._shown: dict[str, list[Notice]] = {}
@@ -119,6 +118,10 @@ class Ec2Metadata:
         notices = tuple(notice for found in self._shown.values() for notice in found)
         # one path in trouble (a proxy's 403, a reply that cannot be read) must not slow down the look at the others
         return Poll(notices, "answers" if answered else state, detail)
+
+    def close(self) -> None:
+        """Ends the connection; the next look opens another."""
+        self._connection.close()
 
     def instance_id(self) -> str:
         """This instance's id, or empty."""
@@ -176,28 +179,40 @@ class Ec2Metadata:
         raise _Trouble("absent" if unknown else "failing", f"PUT /latest/api/token: status {answer.status}")
 
     def _request(self, method: str, path: str, headers: Mapping[str, str]) -> _Answer:
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+        was_kept = self._connection.sock is not None
         try:
-            try:
-                connection.connect()
-            except OSError as error:
-                state: State = "failing" if self._ever_answered else "absent"
-                raise _Trouble(state, f"{self._host}: {error}") from error
-            return self._exchange(connection, method, path, headers)
-        finally:
-            connection.close()
+            return self._exchange(method, path, headers)
+        except _Trouble as trouble:
+            # the service may end a connection that nothing was asked on for a while
+            if was_kept and isinstance(trouble.__cause__, ConnectionError):
+                return self._exchange(method, path, headers)
+            raise
 
-    def _exchange(
-        self, connection: http.client.HTTPConnection, method: str, path: str, headers: Mapping[str, str]
-    ) -> _Answer:
+    def _exchange(self, method: str, path: str, headers: Mapping[str, str]) -> _Answer:
+        connection = self._connection
+        if connection.sock is None:
+            self._connect()
         sent_at, wall = self._clock.now(), self._clock.wall()
+        answered = False
         try:
             connection.request(method, path, headers=dict(headers))
             response = connection.getresponse()
             body = response.read(_BODY_LIMIT_BYTES).decode("utf-8", errors="replace")
+            answered = response.isclosed()
         except TimeoutError as error:
             hint = f"; {HOP_LIMIT_HINT}" if method == "PUT" else ""
-            raise _Trouble("failing", f"{method} {path}: no answer in {self._timeout_s:g} s{hint}") from error
+            raise _Trouble("failing", f"{method} {path}: no answer in {connection.timeout:g} s{hint}") from error
         except (OSError, http.client.HTTPException) as error:
             raise _Trouble("failing", f"{method} {path}: {type(error).__name__}: {error}") from error
+        finally:
+            if not answered:  # what is left of the answer must not be taken for the next one's
+                connection.close()
         return _Answer(response.status, Reply(body, response.headers.get("Date", ""), sent_at, wall))
+
+    def _connect(self) -> None:
+        try:
+            self._connection.connect()
+        except OSError as error:
+            self._connection.close()
+            state: State = "failing" if self._ever_answered else "absent"
+            raise _Trouble(state, f"{self._connection.host}: {error}") from error

@@ -22,6 +22,9 @@ class Source(Protocol):
     def poll(self) -> Poll:
         """One look; may take seconds, must not raise."""
 
+    def close(self) -> None:
+        """Lets go of what it holds; there will be no more looks."""
+
 
 def next_delay_s(state: State, *, failures: int, interval_s: float) -> float:
     """Seconds until the next look, after that many looks in a row that ended in this state."""
@@ -71,6 +74,7 @@ class Watcher:
                 _LOG.exception("a look for notices failed")
             self.first_look.set()
             self._stopping.wait(delay)
+        self._source.close()
 
     def _look(self) -> float:
         poll = self._source.poll()

@@ -63,6 +63,38 @@ def test_an_idle_private_agent_ends_and_a_stale_socket_is_replaced(here: Machine
         assert status["runs"] == []
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_client_of_another_user_is_hung_up_on(here: Machine) -> None:
+    here.agent()
+    # file permissions keep others out first: open them, so that the question of who it is remains
+    here.runtime.chmod(0o711)
+    (here.runtime / "agent.sock").chmod(0o666)
+    hello = json.dumps({"op": "status", "call": 1}).encode() + b"\n"
+    directory = os.open(here.runtime, os.O_PATH)
+    answers = []
+    for uid in (0, 65534):
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setuid(uid)
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:
+                    connected.settimeout(20)
+                    connected.connect(f"/proc/self/fd/{directory}/agent.sock")
+                    os.write(write, b"connected ")
+                    connected.sendall(hello)
+                    os.write(write, connected.recv(4096))
+            finally:
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read, "rb") as stream:
+            answers.append(stream.read())
+        assert os.waitpid(child, 0)[1] == 0
+    os.close(directory)
+    assert b"before hello" in answers[0]
+    assert answers[1] == b"connected "
+
+
 def test_what_is_no_message_gets_an_error_and_ends_nothing(here: Machine) -> None:
     here.agent()
     with _raw(here) as connected, connected.makefile("rwb") as stream:

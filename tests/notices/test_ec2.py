@@ -24,16 +24,24 @@ from tests.support.imds import (
     iso,
     running_imds,
 )
+from tests.support.servers import wait_until
 
 
 @pytest.fixture
 def imds() -> Iterator[Imds]:
     with running_imds() as server:
         yield server
+        for source in _SOURCES:
+            source.close()
+        _SOURCES.clear()
+
+
+_SOURCES: list[Ec2Metadata] = []
 
 
 def _source(imds: Imds) -> Ec2Metadata:
-    return Ec2Metadata(imds.endpoint, timeout_s=0.5)
+    _SOURCES.append(Ec2Metadata(imds.endpoint, timeout_s=0.5))
+    return _SOURCES[-1]
 
 
 def test_nothing_announced_is_no_notice_and_every_path_is_asked(imds: Imds) -> None:
@@ -41,6 +49,35 @@ def test_nothing_announced_is_no_notice_and_every_path_is_asked(imds: Imds) -> N
     assert (poll.notices, poll.state) == ((), "answers")
     assert {path for method, path, _ in imds.requests if method == "GET"} == set(PATHS)
     assert imds.count("PUT", TOKEN_PATH) == 1
+
+
+def test_one_connection_serves_every_look(imds: Imds) -> None:
+    source = _source(imds)
+    for _ in range(5):
+        assert source.poll().state == "answers"
+    assert imds.num_connections == 1
+
+
+@pytest.mark.fault(73)
+def test_a_kept_connection_that_the_service_ended_is_no_trouble(imds: Imds) -> None:
+    source = _source(imds)
+    source.poll()
+    imds.hang_up()
+    wait_until(lambda: not imds._open)
+    imds.spot("terminate", in_s=90)
+    poll = source.poll()
+    assert (len(poll.notices), poll.detail) == (1, "")
+    assert imds.num_connections == 2
+
+
+@pytest.mark.fault(73)
+def test_the_rest_of_a_long_answer_is_not_taken_for_the_next(imds: Imds) -> None:
+    source = _source(imds)
+    imds.answers[REBALANCE_PATH] = (200, "x" * (1 << 17))
+    imds.answers[LIFECYCLE_PATH] = (200, "Terminated")
+    assert [notice.kind for notice in source.poll().notices] == ["lifecycle"]
+    imds.clear()
+    assert source.poll().detail == ""
 
 
 @pytest.mark.fault(75)

@@ -58,6 +58,9 @@ def test_a_handler_that_fails_does_not_end_the_watch(caplog: pytest.LogCaptureFi
         def poll(self) -> Poll:
             return Poll((), "answers")
 
+        def close(self) -> None:
+            pass
+
     watcher = Watcher(Quiet(), fail, interval_s=0.01)
     watcher.start()
     _await(looks, 3)

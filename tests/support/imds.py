@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -35,6 +37,7 @@ class Imds:
         date_offset_s: how far the service's clock is from ours; None sends no Date.
         requests: (method, path, status) of all that came.
         tokens: those that are valid.
+        num_connections: that were made.
     """
 
     def __init__(self) -> None:
@@ -44,7 +47,9 @@ class Imds:
         self.date_offset_s: float | None = 0.0
         self.requests: list[tuple[str, str, int]] = []
         self.tokens: set[str] = set()
+        self.num_connections = 0
         self.closing = threading.Event()
+        self._open: set[socket.socket] = set()
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"imds": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
@@ -76,8 +81,15 @@ class Imds:
     def count(self, method: str, path: str) -> int:
         return sum(1 for seen in list(self.requests) if seen[:2] == (method, path))
 
+    def hang_up(self) -> None:
+        """Ends every connection, as a service does with those that were idle for long."""
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self.closing.set()
+        self.hang_up()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(5)
@@ -95,6 +107,15 @@ def running_imds() -> Iterator[Imds]:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     imds: Imds
+
+    def setup(self) -> None:
+        super().setup()
+        self.imds.num_connections += 1
+        self.imds._open.add(self.connection)
+
+    def finish(self) -> None:
+        self.imds._open.discard(self.connection)
+        super().finish()
 
     def do_PUT(self) -> None:
         ttl = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
