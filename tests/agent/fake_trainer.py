@@ -4,7 +4,8 @@
     {"tag": 2, "do": "stage", "uri": ..., "step": 7}           slot, bytes, seal, nudge
     {"tag": 3, "do": "connect"}                                hangs up and connects again, to a new agent if need be
 
-Every number in the staged tensor is the step, so that a reader can tell one snapshot from another.
+Every number in the staged tensor is the step, so that a reader can tell one snapshot from another. With `frozen` there
+are so many numbers more that never change.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from spotckpt.errors import SpotckptError, StopTraining
 from spotckpt.snapshot.pack import TensorSpec, layout
 from spotckpt.snapshot.staged import Staged
 
+FROZEN = 7
 _WRITING = threading.Lock()
 
 
@@ -35,15 +37,15 @@ def tell(**fields: Any) -> None:
         sys.stdout.flush()
 
 
-def describe(snapshot: str, step: int, numbers: int, reason: str = "periodic") -> Staged:
-    specs = (TensorSpec("weight", "F32", (numbers,)),)
+def describe(snapshot: str, step: int, numbers: int, reason: str = "periodic", frozen: int = 0) -> Staged:
+    specs = (TensorSpec("weight", "F32", (numbers,)), TensorSpec("frozen", "F32", (frozen,)))
     return Staged(
         id=snapshot,
         step=step,
         epoch=0,
         reason=reason,
         created=time.time(),
-        tree={"step": step},
+        tree={"step": step, "marks": {"frozen": FROZEN}},
         specs=specs,
         data_bytes=layout(specs).data_bytes,
     )
@@ -81,7 +83,7 @@ class Trainer:
         return self.client.call(command["op"], timeout=command.get("timeout", 60), **fields)
 
     def do_stage(self, command: dict[str, Any]) -> dict[str, Any]:
-        uri, step, numbers = command["uri"], command["step"], command.get("numbers", 1000)
+        uri, step, numbers = command["uri"], command["step"], command.get("numbers", 1000) + command.get("frozen", 0)
         reply = self.client.call(
             "slot", timeout=60, uri=uri, size_bytes=4 * numbers, step=step, wait_s=command.get("wait_s", 0)
         )
@@ -94,10 +96,11 @@ class Trainer:
 
     def do_fill(self, command: dict[str, Any]) -> dict[str, Any]:
         """Without the agent."""
-        slot, numbers = Slot.from_reply(command["slot"]), command.get("numbers", 1000)
-        np.frombuffer(self.mappings.open(slot), dtype="<f4", count=numbers)[:] = command["step"]
+        slot, numbers, frozen = Slot.from_reply(command["slot"]), command.get("numbers", 1000), command.get("frozen", 0)
+        data = np.frombuffer(self.mappings.open(slot), dtype="<f4", count=numbers + frozen)
+        data[:numbers], data[numbers:] = command["step"], FROZEN
         if not command.get("tear"):
-            slot.seal(describe(slot.id, command["step"], numbers, command.get("reason", "periodic")))
+            slot.seal(describe(slot.id, command["step"], numbers, command.get("reason", "periodic"), frozen))
         return {}
 
 

@@ -35,6 +35,7 @@ TENSORS: tuple[tuple[str, str, Any, tuple[int, ...]], ...] = (
     ("frozen", "F32", np.float32, (400,)),
     ("slow", "F32", np.float32, (150,)),
     ("blinks", "F32", np.float32, (60,)),
+    ("rare", "F32", np.float32, (10,)),
     ("model/weight", "F32", np.float32, (7, 3)),
     ("optimizer/exp_avg", "F64", np.float64, (5,)),
     ("optimizer/step", "I64", np.int64, ()),
@@ -45,7 +46,7 @@ TENSORS: tuple[tuple[str, str, Any, tuple[int, ...]], ...] = (
 def marks_of(step: int) -> dict[str, int]:
     """What some tensors hold in place of the step. Sizes and values are such that a snapshot refers to up to three
     older packs, some tensors go up again although they did not change, and some are again what they were before."""
-    return {"frozen": 7, "slow": step - step % 2, "blinks": step % 2}
+    return {"frozen": 7, "slow": step - step % 2, "blinks": step % 3, "rare": step - step % 3}
 
 
 class ActorClock:

@@ -27,6 +27,7 @@ parser.add_argument("--sigterm-grace", default="10s")
 parser.add_argument("--metadata-endpoint", default="")
 parser.add_argument("--init-from")
 parser.add_argument("--width", type=int, default=8)
+parser.add_argument("--frozen", type=int, default=0, help="so many weights that are not trained")
 parser.add_argument("--at", type=int, default=-1, help="the step in whose body the act happens")
 parser.add_argument("--act", default="")
 parser.add_argument("--trace", type=Path, required=True)
@@ -98,7 +99,9 @@ def act(run: Run, extra: Broken) -> None:  # noqa: C901
 def train(run: Run, *, epochs: int, width: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, width), nn.Dropout(0.2), nn.Linear(width, 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    if args.frozen:
+        model.base = nn.Parameter(torch.randn(args.frozen), requires_grad=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.4 / width, momentum=0.9)
     extra = Broken()
     run.track(model=model, optimizer=optimizer, extra=extra)
     note(f"begin {run.step} {run.resumed_from}")
@@ -106,7 +109,7 @@ def train(run: Run, *, epochs: int, width: int) -> None:
     for epoch in run.epochs(epochs):
         for x in run.batches(loader):
             optimizer.zero_grad()
-            loss = (model(x) - x.sum()).square().mean()
+            loss = (model(x) - x.sum()).square().mean() + (model.base.mean() if args.frozen else 0)
             loss.backward()
             optimizer.step()
             run.log("train", loss=loss.item())
