@@ -13,7 +13,7 @@
     │   ├── Denied                     24   the action is not allowed
     │   ├── NoCredentials              25
     │   ├── Unavailable                26   refused, reset, 5xx, throttled: worth another try
-    │   │   └── Replaced                    an object that changed while it was read
+    │   │   └── Replaced               29   an object that changed while it was read
     │   ├── OutcomeUnknown             27   a write may or may not have landed
     │   └── ConditionsIgnored          28   the store does not honour put-if-absent
     ├── SnapshotError                  30
@@ -142,6 +142,8 @@ class Unavailable(StoreError):
 
 class Replaced(Unavailable):
     """The object is not the version that was wanted: asking again will not bring it back."""
+
+    exit_status = 29
 
 
 class OutcomeUnknown(StoreError):
