@@ -11,9 +11,11 @@ if not reply.get("busy"):
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +25,16 @@ from blake3 import blake3
 
 from spotckpt.agent.files import remove_durably, write_durably
 from spotckpt.agent.processes import boot_id
+from spotckpt.agent.room import is_memory
 from spotckpt.errors import SpoolError
 from spotckpt.snapshot.staged import Staged
 
 SEAL_NAME = "seal.json"
 STAGED_NAME = "staged.json"
+
+_MADV_POPULATE_WRITE = 23
+_TOUCH_BYTES = 16 << 20
+_CLEANED = "do not clean the spool while training; see ulimit -n and ulimit -v"
 
 
 @dataclass(frozen=True)
@@ -97,27 +104,16 @@ class Slot:
             int(reply["size_bytes"]),
         )
 
-    def map(self) -> mmap.mmap:
-        """Maps the data file, shared and writable, and makes sure that no seal of an earlier filling remains.
+    def unseal(self) -> None:
+        """Makes sure that no seal of an earlier filling remains.
 
         Raises:
-            SpoolError: the file is not there any more, or is too short.
+            SpoolError: the slot is no more.
         """
         try:
             remove_durably(self.path / SEAL_NAME)
-            fd = os.open(self.data_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
-            raise SpoolError(
-                f"slot {self.data_path} cannot be opened: {error.strerror}",
-                hint="do not clean the spool while training",
-            ) from error
-        try:
-            length = os.fstat(fd).st_size
-            if length < self.size_bytes:
-                raise SpoolError(f"slot {self.data_path} has {length} bytes, not {self.size_bytes}", hint="train again")
-            return mmap.mmap(fd, max(length, 1))
-        finally:
-            os.close(fd)
+            raise _unusable(self.path, error) from error
 
     def seal(self, staged: Staged) -> None:
         """Makes the snapshot exist in the spool: every byte of data must be written before.
@@ -146,32 +142,74 @@ class Mappings:
 
     def __init__(self) -> None:
         self._mapped: dict[Path, tuple[tuple[int, int, int], mmap.mmap]] = {}
+        self._lock = threading.Lock()
 
     def open(self, slot: Slot) -> memoryview:
-        """The slot's memory, writable, `slot.size_bytes` long; release it (or drop it) before the next `open`.
+        """The slot's memory, writable, `slot.size_bytes` long, without a seal.
 
         Raises:
-            SpoolError: as `Slot.map`.
+            SpoolError: the file is not there any more, or is too short, or cannot be mapped.
         """
-        # by slot, not by file: when a slot's file moves, the memory of the old one must go
-        known = self._mapped.get(slot.path)
-        if known is None or known[0] != _identity(slot.data_path):
-            self._mapped.pop(slot.path, None)
-            mapped = slot.map()
-            self._mapped[slot.path] = (_identity(slot.data_path), mapped)
-        else:
-            remove_durably(slot.path / SEAL_NAME)
-            mapped = known[1]
+        mapped = self._map(slot.path, slot.data_path)
+        if len(mapped) < slot.size_bytes:
+            raise SpoolError(f"slot {slot.data_path} has {len(mapped)} bytes, not {slot.size_bytes}", hint=_CLEANED)
+        slot.unseal()
         return memoryview(mapped)[: slot.size_bytes]
+
+    def touch(self, path: Path, data_path: Path) -> None:
+        """Maps a slot's file and makes its pages this process's. Of any thread; without the interpreter's lock.
+
+        Only where files are memory: on a disk it would read and write all of it for nothing.
+
+        Raises:
+            SpoolError: as `open`.
+        """
+        if not is_memory(data_path.parent):
+            return
+        mapped = self._map(path, data_path)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        libc = ctypes.CDLL(None)
+        for offset in range(0, len(mapped), _TOUCH_BYTES):
+            length = min(_TOUCH_BYTES, len(mapped) - offset)
+            if libc.madvise(ctypes.c_void_p(start + offset), ctypes.c_size_t(length), _MADV_POPULATE_WRITE) != 0:
+                return  # before Linux 5.14: the first snapshot does it
 
     def close(self) -> None:
         """Forgets all mappings; memory still in use by a view goes with the view."""
-        self._mapped.clear()
+        with self._lock:
+            self._mapped.clear()
+
+    def _map(self, path: Path, data_path: Path) -> mmap.mmap:
+        # by slot, not by file: when a slot's file moves, the memory of the old one must go
+        with self._lock:
+            identity = _identity(data_path)
+            known = self._mapped.get(path)
+            if known is None or known[0] != identity:
+                self._mapped.pop(path, None)
+                self._mapped[path] = known = identity, _mapping(data_path)
+            return known[1]
+
+
+def _mapping(data_path: Path) -> mmap.mmap:
+    try:
+        fd = os.open(data_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise _unusable(data_path, error) from error
+    try:
+        return mmap.mmap(fd, max(os.fstat(fd).st_size, 1))
+    except OSError as error:
+        raise _unusable(data_path, error) from error
+    finally:
+        os.close(fd)
+
+
+def _unusable(path: Path, error: OSError) -> SpoolError:
+    return SpoolError(f"slot {path} cannot be used: {error.strerror}", hint=_CLEANED)
 
 
 def _identity(path: Path) -> tuple[int, int, int]:
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return (0, 0, 0)
     return (found.st_dev, found.st_ino, found.st_size)

@@ -1,4 +1,4 @@
-"""Capture: the state of every tracked object as a tree and a list of tensors, without copying; and the one copy.
+"""Capture: the state of every tracked object as a tree and a list of tensors, without copying.
 
 captured = capture({"model": model, "optimizer": optimizer}, {"vars": ..., "position": position.state()})
 plan = layout(captured.specs)
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from spotckpt.snapshot.pack import Layout, TensorSpec, kinds_of
+from spotckpt.snapshot.pack import TensorSpec, kinds_of
 from spotckpt.snapshot.tree import encode
 from spotckpt.training.leaves import encode_leaf
 from spotckpt.training.objects import kind_of, state_of, why_suspicious
-from spotckpt.training.tensors import Storable, dtype_name, memory_strides, write_tensor
+from spotckpt.training.tensors import Storable, dtype_name, memory_strides
 
 _STEP = re.compile(r"\.(\w+)|\[(.*?)\](?=[.\[]|$)", re.DOTALL)
 
@@ -156,20 +156,3 @@ def check_object(name: str, obj: object) -> str | None:
     state = state_of(kind, obj)
     check_encodable(state, path=name)
     return why_suspicious(name, kind, obj, state) or None
-
-
-def copy_into(captured: Capture, buffer: Any, layout: Layout) -> None:
-    """Writes every tensor to its place in the data section; returns when all bytes are there.
-
-    Args:
-        captured: from `capture`, at the same boundary: the tensors are read now.
-        buffer: writable, at least `layout.data_bytes` long; the data section of a slot.
-        layout: from `snapshot.pack.layout(captured.specs)`.
-    """
-    devices = set()
-    for value, offset in zip(captured.tensors, layout.offsets, strict=True):
-        write_tensor(value, buffer, offset)
-        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
-            devices.add(value.device)
-    for device in devices:
-        torch.accelerator.synchronize(device) if hasattr(torch, "accelerator") else torch.cuda.synchronize(device)

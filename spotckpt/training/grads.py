@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from spotckpt.errors import MismatchError
+from spotckpt.training.pinned import is_capturing
 
 _MARK = "_spotckpt_stepped_at"
 
@@ -28,6 +29,11 @@ class GradWatch:
     def steps_taken(self) -> int:
         """Steps of all watched optimizers since they are watched; a step skipped by a GradScaler does not count."""
         return self._retired_steps + sum(one.steps for one in self._watched.values())
+
+    @property
+    def graphed(self) -> bool:
+        """Whether a step was captured into a CUDA graph, whose replays call no hook."""
+        return any(one.graphed for one in self._watched.values())
 
     def watch(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         """Starts to watch; the same name again replaces the earlier one."""
@@ -64,12 +70,14 @@ class _Watched:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         self.steps = 0
+        self.graphed = False
         self._seen: set[int] = set()
         self._renewed: set[int] = set()
         self.hook = optimizer.register_step_post_hook(lambda stepped, args, kwargs: self._after_step())
 
     def _after_step(self) -> None:
         self.steps += 1
+        self.graphed = self.graphed or is_capturing()
         for index, parameter in enumerate(parameters_of(self.optimizer)):
             gradient = parameter.grad
             if gradient is None:

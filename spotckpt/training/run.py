@@ -230,6 +230,13 @@ class Run:
             },
         )
 
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Those whose steps are told of in advance, by a hook; none where they are replayed from a CUDA graph."""
+        if self._tracked.grads.graphed:
+            return ()
+        return [one for one in self._tracked.objects.values() if isinstance(one, torch.optim.Optimizer)]
+
     def facts(self) -> Facts:
         """What a manifest says of this point besides the state."""
         return Facts(
@@ -277,14 +284,18 @@ class Run:
         if self._over:
             return
         self._tracked.check_complete()
-        for item in items:
-            self._settle()
-            self._restore_gradients()
-            try:
-                yield item
-            except GeneratorExit:
-                self._step += counted and not self._over
-                raise
+        try:
+            for item in items:
+                self._settle()
+                self._restore_gradients()
+                try:
+                    yield item
+                except GeneratorExit:
+                    self._step += counted and not self._over
+                    raise
+        finally:
+            if self._saver is not None:
+                self._saver.join()  # what follows a loop may change weights without an optimizer
 
     def _settle(self) -> None:
         """Before the first step: nothing of the snapshot is forgotten, and the attempt is ours."""
@@ -315,7 +326,7 @@ class Run:
             self._finish()
         elif self._saver is not None:
             if not self._encodable and self._tracked.has_stepped:
-                self.capture()  # optimizer state exists only since the first step
+                self._saver.prepare(self.capture())  # optimizer state exists only since the first step
                 self._encodable = True
             self._saver.point()
 

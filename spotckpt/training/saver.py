@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
+
+import torch
 
 from spotckpt.config import Settings
 from spotckpt.deadline import Deadline
@@ -12,12 +15,15 @@ from spotckpt.training.news import Stop
 from spotckpt.training.say import say, say_error
 from spotckpt.training.schedule import Evaluation, Schedule
 from spotckpt.training.session import Drained, Session
-from spotckpt.training.staging import Facts, Stager
+from spotckpt.training.staging import Facts, Stager, Torn
 
 FINAL_WAIT_S = 3600.0  # a finished training waits long for its last snapshot, but not for ever
 LEAVE_WAIT_S = 120.0  # after an exception: the agent goes on by itself when this is over
 SLOT_WAIT_S = 60.0  # for snapshots that somebody asked for
 BUSY_RETRY_S = 0.5
+FAILED_RETRY_S = 10.0
+
+_SURVIVED = (SpoolError, MemoryError, torch.cuda.OutOfMemoryError)
 
 
 class State(Protocol):
@@ -33,6 +39,10 @@ class State(Protocol):
     def facts(self) -> Facts:
         """What the manifest says besides."""
 
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Nothing but their steps changes what they own."""
+
 
 class Saver:
     """Takes the snapshots of one run that this process holds the attempt of."""
@@ -41,9 +51,15 @@ class Saver:
         self.session = session
         self._state = state
         self._evaluation = evaluation
-        self._stager = Stager(session)
+        self._stager = Stager(session, settings.overlap)
         self._schedule = Schedule(settings.every, state.step)
         self._newest: str | None = None
+        self._reason = ""
+        self._again: str | None = None
+        self._tears = False
+        self._failure = ""
+        self._pause: Deadline | None = None
+        self._has_sealed = False
         self.requested = False
         self.released = False
         self.skipped = 0
@@ -57,13 +73,24 @@ class Saver:
             SpotckptError: the state cannot be saved, or the agent cannot.
         """
         session = self.session
+        if self._stager.under_way:
+            self._settle()
         if session.news.attention:
             session.news.raise_pending()
             if session.news.stop is not None:
                 self._interrupt(session.news.stop)
-        reason = self._due()
-        if reason is not None:
-            self._save(reason)
+        if self._pause is None or self._pause.passed:
+            reason = self._due()
+            if reason is not None:
+                self._save(reason)
+
+    def prepare(self, captured: Capture) -> None:
+        """Makes room for snapshots of that size, in the background."""
+        self._stager.prepare(captured)
+
+    def join(self) -> None:
+        """Returns when the training may change what it likes, without a step of an optimizer."""
+        self._stager.join()
 
     def finish(self) -> None:
         """Commits the final snapshot and releases the run.
@@ -73,6 +100,7 @@ class Saver:
             Superseded: another attempt owns the run.
             SpotckptError: it could not be committed.
         """
+        self._settle(ending=True)
         if self.session.news.attention:
             self.session.news.raise_pending()
         stop = self.session.news.stop
@@ -100,9 +128,10 @@ class Saver:
         """
         if self.released:
             return
-        if self._newest is not None and self._newest != self.session.news.committed:
-            say(f"waiting up to {LEAVE_WAIT_S:.0f} s until {self._newest} is committed; Ctrl-C stops waiting")
         try:
+            self._settle(ending=True)
+            if self._newest is not None and self._newest != self.session.news.committed:
+                say(f"waiting up to {LEAVE_WAIT_S:.0f} s until {self._newest} is committed; Ctrl-C stops waiting")
             stop = self.session.news.stop
             drained = self._release(LEAVE_WAIT_S if stop is None or not stop.deadline else stop.deadline.seconds_left)
             _say_failure(drained)
@@ -125,6 +154,8 @@ class Saver:
         self.session.close()
 
     def _due(self) -> str | None:
+        if self._again is not None:
+            return self._again
         if self.session.news.early:
             return "notice"
         if self.requested:
@@ -137,7 +168,11 @@ class Saver:
 
     def _save(self, reason: str) -> None:
         wait = None if reason == "periodic" else Deadline.after(SLOT_WAIT_S)
-        staged = self._stage(reason, wait=wait)
+        try:
+            staged = self._stage(reason, wait=wait, optimizers=() if self._tears else self._state.optimizers)
+        except _SURVIVED as error:
+            self._survive(error)
+            return
         if staged is None:
             self.skipped += 1
             self._schedule.postpone(BUSY_RETRY_S)
@@ -145,21 +180,73 @@ class Saver:
         self._schedule.restart(self._state.step)
         self.requested = self.session.news.early = False
         self._evaluation.improved = False
+        self._again = None
 
-    def _stage(self, reason: str, *, finished: bool = False, wait: Deadline | None = None) -> str | None:
+    def _stage(
+        self,
+        reason: str,
+        *,
+        finished: bool = False,
+        wait: Deadline | None = None,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+    ) -> str | None:
         staged = self._stager.stage(
-            self._state.capture(), self._state.facts(), reason=reason, finished=finished, wait=wait
+            self._state.capture(),
+            self._state.facts(),
+            reason=reason,
+            finished=finished,
+            wait=wait,
+            optimizers=optimizers,
         )
         self._newest = staged or self._newest
+        self._reason = reason
         return staged
+
+    def _settle(self, *, ending: bool = False) -> None:
+        """The end of the copy that an earlier boundary began.
+
+        Args:
+            ending: what went wrong is only said.
+        """
+        try:
+            self._stager.settle()
+        except Torn as torn:
+            # the weights that were the best are gone; what can be had is the present state
+            self._again = "periodic" if self._reason == "best" else self._reason
+            self._tears = True
+            self._newest = None
+            say(
+                f"warning: {torn} is dropped: something else than optimizer.step() changed weights while they were "
+                "copied; from here on they are copied before the training goes on (as with overlap=False)"
+            )
+        except _SURVIVED as error:
+            self._again = self._reason
+            self._newest = None
+            self._survive(error, ending=ending)
+        else:
+            self._has_sealed = self._has_sealed or self._newest is not None
+
+    def _survive(self, error: Exception, *, ending: bool = False) -> None:
+        """A training that could be staged once is not ended by a spool or a memory that is full later.
+
+        Raises:
+            SpoolError: nothing could be staged yet: it would not be better later.
+        """
+        if isinstance(error, SpoolError) and not self._has_sealed and not ending:
+            raise error
+        text = str(error) or type(error).__name__
+        if text != self._failure:
+            self._failure = text
+            say(f"warning: {text}; training goes on without this snapshot")
+        self._pause = Deadline.after(FAILED_RETRY_S)
 
     def _interrupt(self, stop: Stop) -> None:
         """The last snapshot of this attempt, as far as the time goes; then the end."""
         try:
             if stop.snapshot:
                 self._stage("notice", wait=stop.deadline or Deadline.after(SLOT_WAIT_S))
-        except (EncodeError, SpoolError) as error:  # the last sealed one goes instead
-            say_error(error)
+        except (EncodeError, SpoolError, MemoryError) as error:  # the last sealed one goes instead
+            say_error(error) if isinstance(error, SpotckptError) else say(f"out of memory: {error}")
         try:
             drained = self._release(stop.deadline.seconds_left if stop.deadline else None)
         except SpotckptError as error:

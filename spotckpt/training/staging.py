@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+
+import torch
 
 from spotckpt.agent.slots import Mappings, Slot
 from spotckpt.deadline import SYSTEM_CLOCK, Deadline
+from spotckpt.errors import SpotckptError
 from spotckpt.snapshot.metrics import Best
-from spotckpt.snapshot.pack import Layout, layout
+from spotckpt.snapshot.pack import Layout, TensorSpec, layout
 from spotckpt.snapshot.staged import Staged
-from spotckpt.training.capture import Capture, copy_into
+from spotckpt.training.capture import Capture
+from spotckpt.training.copying import Copy
+from spotckpt.training.cores import has_core_to_spare
+from spotckpt.training.overlap import Overlap
+from spotckpt.training.pinned import PinnedBuffers, is_capturing
+from spotckpt.training.say import say
 from spotckpt.training.session import Session
 
 
@@ -39,17 +51,50 @@ class Facts:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Stager:
-    """Copies what was captured; everything is copied when `stage` returns, so the training may go on at once."""
+class Torn(Exception):
+    """The weights were changed by something else than a step of their optimizer while they were copied."""
 
-    def __init__(self, session: Session) -> None:
+
+class Stager:
+    """Copies what was captured into a slot, wholly before the training goes on or the bulk of it meanwhile.
+
+    Args:
+        session: whose slots they are.
+        overlap: of the settings.
+    """
+
+    def __init__(self, session: Session, overlap: bool | None) -> None:
         self._session = session
+        self._overlap = overlap
         self._mappings = Mappings()
+        self._pinned = PinnedBuffers()
+        self._layout: tuple[tuple[TensorSpec, ...], Layout] | None = None
+        self._under_way: tuple[Overlap, str] | None = None
+        self._owner = os.getpid()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a copy goes on, or has ended and nobody has asked how."""
+        return self._under_way is not None
+
+    def prepare(self, captured: Capture) -> None:
+        """Touches the slots' memory in the background, so that the first snapshot finds it warm."""
+        size = self._plan(captured).data_bytes
+        thread = threading.Thread(target=self._touch, args=(size,), name="spotckpt-touch", daemon=True)
+        with suppress(RuntimeError):  # no thread to be had: the first snapshot takes longer
+            thread.start()
 
     def stage(
-        self, captured: Capture, facts: Facts, *, reason: str, finished: bool = False, wait: Deadline | None = None
+        self,
+        captured: Capture,
+        facts: Facts,
+        *,
+        reason: str,
+        finished: bool = False,
+        wait: Deadline | None = None,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
     ) -> str | None:
-        """Seals a snapshot in the spool.
+        """Seals a snapshot in the spool, or begins to.
 
         Args:
             captured: at this very boundary.
@@ -57,33 +102,111 @@ class Stager:
             reason: periodic, notice, manual, best or final.
             finished: whether the run is over with it.
             wait: how long to wait for a slot; None: not at all.
+            optimizers: what they own may be copied until their next step; then `settle` tells how that went.
 
         Returns:
             The snapshot's id; None when no slot is free or no agent answers.
 
         Raises:
             SpoolError: the spool has no room or was removed; nothing became visible.
+            MemoryError: there is no memory for it.
         """
+        assert self._under_way is None, "one at a time"
         started = time.perf_counter()
-        plan = layout(captured.specs)
+        plan = self._plan(captured)
         slot = self._session.slot(plan.data_bytes, facts.step, wait_s=wait.seconds_left if wait else 0.0)
         if slot is None:
             return None
-        try:
-            buffer = self._mappings.open(slot)
-            with buffer:
-                copy_into(captured, buffer, plan)
-            timings = {"stage": time.perf_counter() - started}
+
+        def seal() -> None:
+            timings.setdefault("copy", time.perf_counter() - started)
             slot.seal(_describe(slot, captured, plan, facts, reason=reason, finished=finished, timings=timings))
+            self._session.sealed(slot)
+
+        timings: dict[str, float] = {}
+        try:
+            copy = Copy(captured, self._mappings.open(slot), plan, self._pinned)
+            late = copy.late(optimizers) if self._overlaps(captured, optimizers) else []
+            copy.run(sorted(set(copy.rows()) - set(late)) if late else copy.rows())
+            if late:
+                overlap = Overlap(copy, late, optimizers, seal=seal, discard=partial(self._session.abort, slot))
+                if self._starts(overlap):
+                    self._under_way = overlap, slot.id
+                    timings["stage"] = time.perf_counter() - started
+                    return slot.id
+                copy.run(late)
+            timings["stage"] = time.perf_counter() - started
+            seal()
         except BaseException:
             self._session.abort(slot)
             raise
-        self._session.sealed(slot)
         return slot.id
 
+    def join(self) -> None:
+        """Returns when the training may change what it likes; what went wrong is `settle`'s to tell."""
+        if self._under_way is not None:
+            self._under_way[0].join()
+
+    def settle(self, *, give_up: bool = False) -> None:
+        """Waits for the end of a copy that is under way; afterwards none is.
+
+        Args:
+            give_up: ends it as soon as may be.
+
+        Raises:
+            Torn: it is not sealed.
+            SpotckptError, MemoryError, OSError, RuntimeError: the copying thread failed; it is not sealed.
+        """
+        if self._under_way is None:
+            return
+        overlap, snapshot = self._under_way
+        if give_up:
+            overlap.give_up()
+        try:
+            overlap.settle()
+        except KeyboardInterrupt:
+            raise  # it is still under way
+        except BaseException:
+            self._under_way = None
+            raise
+        self._under_way = None
+        if overlap.torn:
+            raise Torn(snapshot)
+
     def close(self) -> None:
-        """Forgets the slots' memory."""
+        """Gives up what is under way and forgets the slots' memory. Idempotent."""
+        if os.getpid() != self._owner:
+            return  # a fork: the threads are not its own
+        with suppress(Exception):  # those who want to know have settled
+            self.settle(give_up=True)
         self._mappings.close()
+
+    def _starts(self, overlap: Overlap) -> bool:
+        try:
+            overlap.start()
+        except RuntimeError:  # no thread to be had
+            return False
+        return True
+
+    def _overlaps(self, captured: Capture, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+        if not optimizers or self._overlap is False or is_capturing():
+            return False
+        if self._overlap or any(isinstance(one, torch.Tensor) and one.is_cuda for one in captured.tensors):
+            return True
+        return has_core_to_spare()
+
+    def _plan(self, captured: Capture) -> Layout:
+        """The layout; that of the snapshot before if the tensors are the same ones."""
+        if self._layout is None or self._layout[0] != captured.specs:
+            self._layout = captured.specs, layout(captured.specs)
+        return self._layout[1]
+
+    def _touch(self, size_bytes: int) -> None:
+        try:
+            for slot, data in self._session.prepare(size_bytes):
+                self._mappings.touch(slot, data)
+        except SpotckptError as error:
+            say(f"warning: {error}")
 
 
 def _describe(

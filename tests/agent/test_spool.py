@@ -60,7 +60,7 @@ def _handle(slot: SpoolSlot | None) -> Slot:
 
 def _seal(slot: SpoolSlot | None, step: int = 1) -> None:
     handle = _handle(slot)
-    handle.map().close()
+    Mappings().open(handle).release()
     handle.seal(describe(handle.id, step, _NUMBERS))
 
 

@@ -40,12 +40,14 @@ class Options:
         every: the run's setting; as often as possible.
         delay_s: how long each batch lasts at least.
         open_run: enter by the context manager instead of the decorator.
+        overlap: copy while the next forward and backward run, the smallest tensors too.
         environment: for every spot process.
     """
 
     every: str = "1 steps"
     delay_s: float = 0.02
     open_run: bool = False
+    overlap: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -175,7 +177,8 @@ class Trial:
         number = len(self.lives) + 1
         own = {"SPOT_TEST_DELAY": str(self.options.delay_s), "SPOT_TEST_SEED": str(6 + number)}
         command = self._command("spot", self.folder / "spot")
-        command += ["--uri", self.bucket.uri, "--every", self.options.every, *["--open-run"] * self.options.open_run]
+        command += ["--uri", self.bucket.uri, "--every", self.options.every]
+        command += [*["--open-run"] * self.options.open_run, *["--overlap"] * self.options.overlap]
         environment = _environment(self.options.environment | own | environment)
         self.lives.append(Life(number, self.folder / f"life{number}", command, environment))
         return self.lives[-1]

@@ -39,6 +39,16 @@ def test_ends_as_the_plain_training(case: str, tmp_path: Path) -> None:
     assert_same(plain, trial.train_on_spot(kills=3))
 
 
+@pytest.mark.parametrize("case", ["adamw_fused", "two_optimizers", "batchnorm"])
+def test_ends_as_the_plain_training_when_copied_while_it_goes_on(case: str, tmp_path: Path) -> None:
+    trial = a_trial(case, tmp_path, Options(overlap=True))
+    plain = trial.train_plainly()
+    spot = trial.train_on_spot(kills=3)
+    assert_same(plain, spot)
+    logs = [path.read_text() for path in tmp_path.rglob("*") if path.is_file() and path.name in ("stderr", "log")]
+    assert not [log for log in logs if "dropped: something else" in log]
+
+
 @pytest.mark.parametrize("case", ["adamw_fused", "worker_augmentation"])
 def test_ends_as_the_plain_training_from_s3(case: str, tmp_path: Path, s3_env: S3Env) -> None:
     trial = Trial(case, S3Objects(s3_env), tmp_path, seed=3, options=Options(delay_s=0.04, every="0s"))

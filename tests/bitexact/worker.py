@@ -22,18 +22,21 @@ def build(name: str) -> Case:
     return CASES[name]()
 
 
-def train_on_spot(name: str, uri: str, *, every: str, decorated: bool) -> outcome.Outcome:
+def train_on_spot(name: str, uri: str, *, every: str, decorated: bool, overlap: bool) -> outcome.Outcome:
     """The spot loop, entered by the decorator or by the context manager."""
     import spotckpt
+    from spotckpt.training import copying
 
+    if overlap:
+        copying.LATE_BYTES = 1  # these models are small
     if decorated:
 
-        @spotckpt.resumable(uri, every=every)
+        @spotckpt.resumable(uri, every=every, overlap=overlap)
         def train(run: spotckpt.Run) -> outcome.Outcome:
             return build(name).spot(run)
 
         return train()
-    with spotckpt.open_run(uri, every=every) as run:
+    with spotckpt.open_run(uri, every=every, overlap=overlap) as run:
         return build(name).spot(run)
 
 
@@ -46,12 +49,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--every", default="1 steps")
     parser.add_argument("--open-run", action="store_true")
+    parser.add_argument("--overlap", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.mode == "plain":
         result = build(options.case).plain()
     else:
-        result = train_on_spot(options.case, options.uri, every=options.every, decorated=not options.open_run)
+        result = train_on_spot(
+            options.case, options.uri, every=options.every, decorated=not options.open_run, overlap=options.overlap
+        )
     outcome.write(result, options.out)
 
 

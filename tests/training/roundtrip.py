@@ -8,7 +8,8 @@ from typing import Any
 
 from spotckpt.snapshot.pack import layout
 from spotckpt.snapshot.staged import table
-from spotckpt.training.capture import capture, copy_into
+from spotckpt.training.capture import capture
+from spotckpt.training.copying import copy_into
 from spotckpt.training.restore import TensorSource, decode_value, tensor_indices
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from spotckpt.errors import Corrupt
 from spotckpt.snapshot.pack import layout
 from spotckpt.snapshot.part import TensorEntry
-from spotckpt.training.capture import capture, copy_into
+from spotckpt.training.capture import capture
+from spotckpt.training.copying import copy_into
 from spotckpt.training.restore import TensorSource, decode_value
 from spotckpt.training.tensors import DTYPES, own_tensor, tensor_view, why_not_storable
 from tests.training.roundtrip import through_bytes, value_through_bytes
