@@ -1,0 +1,34 @@
+"""The cases by name, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.bench.bench import Bench, Found
+from tests.bench.cases.agents import agent
+from tests.bench.cases.commands import command_line
+from tests.bench.cases.loops import gpu, overlapped, staged, throughput, uploaded
+from tests.bench.cases.restores import restore, restore_seaweed
+from tests.bench.cases.saves import first, save, save_seaweed
+from tests.bench.cases.tensors import frozen, many
+
+Case = Callable[[Bench], Found]
+
+CASES: dict[str, Case] = {
+    "save": save,
+    "staged": staged,
+    "uploaded": uploaded,
+    "overlapped": overlapped,
+    "gpu": gpu,
+    "first": first,
+    "restore": restore,
+    "agent": agent,
+    "frozen": frozen,
+    "many": many,
+    "help": command_line,
+    "save-seaweed": save_seaweed,
+    "restore-seaweed": restore_seaweed,
+    "throughput": throughput,
+}
+LONG = {"first", "save-seaweed", "restore-seaweed", "throughput"}
+"""Not part of a quick run."""

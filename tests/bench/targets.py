@@ -1,0 +1,86 @@
+"""What is promised: ratios within one run on one machine, and whether a run kept them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+TOLERANCE = 1 / 3
+"""How far a short run on a busy machine may fall short before it counts as a failure."""
+
+
+class Verdict(enum.Enum):
+    """How a figure stands to its target."""
+
+    MET = "met"
+    SHORT = "short"
+    FAILED = "failed"
+    NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A limit for one figure.
+
+    Attributes:
+        name: of the figure that a case gives.
+        what: for the table.
+        limit: the most, or the least, that it may be.
+        at_least: which of both.
+    """
+
+    name: str
+    what: str
+    limit: float
+    at_least: bool = False
+
+    def judge(self, figure: float | None) -> Verdict:
+        """`SHORT` misses the target by no more than `TOLERANCE`."""
+        if figure is None or figure != figure:
+            return Verdict.NOT_MEASURED
+        loose = self.limit / (1 + TOLERANCE) if self.at_least else self.limit * (1 + TOLERANCE)
+        if figure >= self.limit if self.at_least else figure <= self.limit:
+            return Verdict.MET
+        return Verdict.SHORT if (figure >= loose if self.at_least else figure <= loose) else Verdict.FAILED
+
+    @property
+    def text(self) -> str:
+        """`≤ 1.15`."""
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
+
+
+TARGETS = (
+    Target("blocked", "trainer blocked per snapshot, synchronous, warm ÷ plain copy", 1.15),
+    Target("added", "wall time that staging adds to training, all cores busy ÷ plain copy", 1.2),
+    Target("added-dcp", "wall time that a snapshot with its upload adds ÷ what dcp.async_save adds", 0.8),
+    Target("overlapped", "the same as the first, overlapped, one core left free ÷ plain copy", 0.35),
+    Target("gpu", "wall time that a snapshot adds on a GPU ÷ device-to-host copy", 0.1),
+    Target("first", "first snapshot of a process, training ran before ÷ a warm one", 2.0),
+    Target("upload", "sealed → committed, discarding server: MB/s ÷ best raw client", 0.9, at_least=True),
+    Target("upload-cpu", "sealed → committed: CPU seconds of the agent ÷ that client's", 1.2),
+    Target("save-cpu-dcp", "whole save, CPU seconds of trainer and agent ÷ DCP FsspecWriter", 0.4),
+    Target("save-cpu-boto3", "whole save, CPU seconds of trainer and agent ÷ torch.save + boto3", 0.4),
+    Target("restore", "restore, discarding server: MB/s ÷ raw parallel ranged GET", 0.85, at_least=True),
+    Target("restore-s3fs", "restore: MB/s ÷ torch.load through s3fs", 2.5, at_least=True),
+    Target("restore-dcp", "restore: MB/s ÷ DCP load", 3.0, at_least=True),
+    Target("trainer-memory", "trainer's peak above state and slots, in states", 0.1),
+    Target("agent-memory", "agent idle, resident MB", 60),
+    Target("agent-cpu", "agent idle, % of a core, polling every second", 0.2),
+    Target("agent-ready", "agent, seconds until it answers", 0.4),
+    Target("frozen", "second upload of a model 95 % frozen, less 1 MiB ÷ the first", 0.05),
+    Target("many", "10,000 tensors: seconds that saving adds to the copy", 0.3),
+    Target("help", "spotckpt --help, seconds", 0.25),
+    Target("throughput", "% of throughput lost, 50 ms steps, upload every 4th staging, all scaled down", 1.0),
+)
+
+
+def judged(figures: Mapping[str, float]) -> dict[str, Verdict]:
+    """Every target's verdict, by name.
+
+    Raises:
+        LookupError: a figure that no target knows.
+    """
+    if unknown := set(figures) - {target.name for target in TARGETS}:
+        raise LookupError(f"no target is called {', '.join(sorted(unknown))}")
+    return {target.name: target.judge(figures.get(target.name)) for target in TARGETS}

@@ -1,0 +1,158 @@
+"""The trainer: a child process that trains with spotckpt's public interface, and what it is compared with there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+import spotckpt
+from spotckpt.training.request import Options
+from tests.bench import peers
+from tests.bench.training import Training, like, synchronize
+
+
+class Left(Exception):
+    """Leaves a run without finishing it."""
+
+
+class Trainer:
+    """Holds one training, and a run of it when one is open.
+
+    Args:
+        size_bytes: of the state.
+        training: further arguments of `Training`.
+    """
+
+    def __init__(self, size_bytes: int, **training: Any) -> None:
+        self._threads = torch.get_num_threads()
+        self._arguments: dict[str, Any] = {"size_bytes": size_bytes, **training}
+        self._training = Training(**self._arguments)
+        self._training.step()
+        self._batch = self._training.batch
+        self._copies = like(self._training.tensors)
+        self._context: Any = None
+        self._run: Any = None
+        self._async = peers.AsyncSave()
+
+    def close(self) -> None:
+        """Leaves the run."""
+        if self._context is not None:
+            with contextlib.suppress(Left):
+                self._context.__exit__(Left, Left(), None)
+            self._context = None
+
+    # What is asked before and between
+
+    def begin(self, environment: Mapping[str, str]) -> None:
+        """Settings as at the start, for another address on S3."""
+        os.environ.update(environment)
+        peers.forget_connections()
+        torch.set_num_threads(self._threads)
+        self._training.batch = self._batch
+
+    def threads(self, number: int) -> None:
+        """How many threads compute."""
+        torch.set_num_threads(number)
+
+    def size_bytes(self) -> int:
+        """Of the state."""
+        return self._training.size_bytes
+
+    def compute_for(self, seconds: float) -> int:
+        """See `Training`; the rows of the batch."""
+        self._training.compute_for(seconds)
+        return len(self._training.batch)
+
+    def renew(self, *, stepped: bool) -> None:
+        """A new training, as a restarted process has it: parameters in memory, without `stepped` no optimizer state yet."""
+        self.close()
+        self._training = Training(**self._arguments)
+        if stepped:
+            self._training.step()
+
+    # What is measured; all return wall seconds
+
+    def copy(self) -> float:
+        """A plain copy of all tensors into warm memory, pinned if they are on a GPU."""
+        started = time.perf_counter()
+        for target, source in zip(self._copies, self._training.tensors, strict=True):
+            target.copy_(source, non_blocking=True)
+        synchronize(self._training.batch.device)
+        return time.perf_counter() - started
+
+    def open(self, uri: str, **options: Any) -> float:
+        """Opens a run, leaving one that was open, and tracks the training, which restores it if there is a snapshot."""
+        self.close()
+        started = time.perf_counter()
+        known = {name: value for name, value in options.items() if name in Options.__annotations__}
+        self._context = spotckpt.open_run(uri, **known)
+        self._run = self._context.__enter__()
+        self._run.track(model=self._training.model, optimizer=self._training.optimizer)
+        synchronize(self._training.batch.device)
+        return time.perf_counter() - started
+
+    def resumed_from(self) -> str | None:
+        """The snapshot that the open run goes on from."""
+        found: str | None = self._run.resumed_from
+        return found
+
+    def step(self) -> float:
+        """One step, so that the next snapshot differs from the last in every tensor."""
+        return self.steps(1, boundaries=False)
+
+    def snapshot(self) -> tuple[float, float]:
+        """A snapshot asked for by hand: how long the boundary took, and when it was over by `perf_counter`."""
+        self._run.save()
+        started = time.perf_counter()
+        self._run.boundary()
+        ended = time.perf_counter()
+        return ended - started, ended
+
+    def steps(self, number: int, *, boundaries: bool, pause_s: float = 0.0) -> float:
+        """That many steps, with or without spotckpt's boundaries."""
+        started = time.perf_counter()
+        for _ in range(number):
+            self._training.step()
+            if boundaries:
+                self._run.boundary()
+            if pause_s:
+                time.sleep(pause_s)
+        synchronize(self._training.batch.device)
+        return time.perf_counter() - started
+
+    def train_for(self, seconds: float) -> int:
+        """Steps with boundaries for so long; how many."""
+        end, number = time.perf_counter() + seconds, 0
+        while time.perf_counter() < end:
+            self.steps(1, boundaries=True)
+            number += 1
+        return number
+
+    def peer(self, name: str, uri: str) -> float:
+        """One of the functions of `peers`."""
+        started = time.perf_counter()
+        getattr(peers, name)(self._training, uri)
+        return time.perf_counter() - started
+
+    def async_steps(self, number: int, uri: str) -> float:
+        """Steps with `dcp.async_save` after the first of them, until its upload is over or the steps are."""
+        started = time.perf_counter()
+        self._training.step()
+        self._async.start(self._training, uri)
+        self.steps(number - 1, boundaries=False)
+        wall = time.perf_counter() - started
+        self._async.wait()
+        return wall
+
+    def async_stall(self, uri: str) -> float:
+        """How long `dcp.async_save` blocks."""
+        started = time.perf_counter()
+        self._async.start(self._training, uri)
+        wall = time.perf_counter() - started
+        self._async.wait()
+        return wall
