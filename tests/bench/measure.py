@@ -89,14 +89,12 @@ class Meter:
         return Sample(elapsed if wall_s is None else wall_s, cpu, max(0, peak - self._resident))
 
 
-def interleaved(contenders: Mapping[str, Callable[[], Sample]], repeats: int, *, warm: int = 1) -> dict[str, Series]:
-    """Measures all in turns, each round beginning with another one; the first `warm` rounds are not counted."""
+def interleaved(contenders: Mapping[str, Callable[[], Sample]], repeats: int) -> dict[str, Series]:
+    """Measures all in turns, each round beginning with another one."""
     found = {name: Series() for name in contenders}
     names = list(contenders)
-    for number in range(-warm, repeats):
+    for number in range(repeats):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            sample = contenders[name]()
-            if number >= 0:
-                found[name].append(sample)
+            found[name].append(contenders[name]())
     return found

@@ -14,7 +14,7 @@ import fsspec
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
-from torch.distributed.checkpoint.staging import BlockingAsyncStager, DefaultStager, StagingOptions
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from tests.bench.training import Training
@@ -85,20 +85,26 @@ class AsyncSave:
     def __init__(self) -> None:
         self._stager: Any = None
         self._future: Future[Any] | None = None
+        self._staged: Future[Any] | None = None
 
     def start(self, training: Training, uri: str) -> None:
-        """Returns when it lets the training go on."""
+        """Returns when it lets the next forward and backward begin."""
         if self._stager is None:
-            on_gpu = training.batch.is_cuda
-            self._stager = (
-                DefaultStager(StagingOptions(True, True, True, True)) if on_gpu else BlockingAsyncStager(True)
+            gpu = training.batch.is_cuda
+            options = StagingOptions(
+                use_pinned_memory=gpu, use_shared_memory=gpu, use_async_staging=gpu, use_non_blocking_copy=gpu
             )
+            self._stager = DefaultStager(options)
         response = dcp.async_save(
             _dcp_state(training), storage_writer=FsspecWriter(uri), async_stager=self._stager, no_dist=True
         )
         self._future = getattr(response, "upload_completion", response)
-        if (staged := getattr(response, "staging_completion", None)) is not None:
-            staged.result()
+        self._staged = getattr(response, "staging_completion", None)
+
+    def before_optimizer(self) -> None:
+        """Until everything is copied."""
+        if self._staged is not None:
+            self._staged.result()
 
     def wait(self) -> None:
         """Until it is uploaded."""

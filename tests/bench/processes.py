@@ -29,12 +29,12 @@ class Discarding(S3Server):
 
     def __init__(self, keep: Path | None = None) -> None:
         super().__init__()
-        self._keep = keep
+        self.keep = keep
 
     def start(self) -> None:
         """Returns when it serves."""
         command = [sys.executable, "-m", "tests.bench.discard"]
-        command += ["--keep", str(self._keep)] if self._keep else []
+        command += ["--keep", str(self.keep)] if self.keep else []
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
         assert self._process.stdout is not None

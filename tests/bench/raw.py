@@ -56,8 +56,7 @@ class Raw:
         started = time.perf_counter()
         with mmap.mmap(-1, self._size_bytes) as target, memoryview(target) as view:
             self._clients[client].get(f"raw-{client}", view)
-            wall = time.perf_counter() - started
-        return wall
+            return time.perf_counter() - started
 
     def right(self, client: str) -> bool:
         """Whether what was put comes back."""

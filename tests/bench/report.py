@@ -86,7 +86,7 @@ def show(found: Mapping[str, Found], described: Mapping[str, Any]) -> None:
 
 
 def _measurements(rows: Sequence[Row]) -> Table:
-    table = Table(title="median (least–greatest); CPU seconds without the server's", title_justify="left", box=None)
+    table = Table(title="median (least to greatest); CPU seconds without the server's", title_justify="left", box=None)
     table.add_column("case", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("server", no_wrap=True)
@@ -108,7 +108,7 @@ def _cells(row: Row) -> list[str]:
 
 def _spread(spread: Spread) -> str:
     scale = 1e3
-    return f"{spread.median * scale:.0f} ({spread.least * scale:.0f}–{spread.greatest * scale:.0f})"
+    return f"{spread.median * scale:.0f} ({spread.least * scale:.0f}-{spread.greatest * scale:.0f})"
 
 
 def _targets(figures: Mapping[str, float]) -> Table:

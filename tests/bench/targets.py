@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ class Target:
 
     def judge(self, figure: float | None) -> Verdict:
         """`SHORT` misses the target by no more than `TOLERANCE`."""
-        if figure is None or figure != figure:
+        if figure is None or math.isnan(figure):
             return Verdict.NOT_MEASURED
         loose = self.limit / (1 + TOLERANCE) if self.at_least else self.limit * (1 + TOLERANCE)
         if figure >= self.limit if self.at_least else figure <= self.limit:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 import spotckpt
-from spotckpt.training.request import Options
 from tests.bench import peers
 from tests.bench.training import Training, like, synchronize
 
@@ -69,7 +68,7 @@ class Trainer:
         return len(self._training.batch)
 
     def renew(self, *, stepped: bool) -> None:
-        """A new training, as a restarted process has it: parameters in memory, without `stepped` no optimizer state yet."""
+        """A new training, as a restarted process has it: no optimizer state yet, unless `stepped`."""
         self.close()
         self._training = Training(**self._arguments)
         if stepped:
@@ -89,8 +88,7 @@ class Trainer:
         """Opens a run, leaving one that was open, and tracks the training, which restores it if there is a snapshot."""
         self.close()
         started = time.perf_counter()
-        known = {name: value for name, value in options.items() if name in Options.__annotations__}
-        self._context = spotckpt.open_run(uri, **known)
+        self._context = spotckpt.open_run(uri, **options)
         self._run = self._context.__enter__()
         self._run.track(model=self._training.model, optimizer=self._training.optimizer)
         synchronize(self._training.batch.device)
@@ -113,15 +111,13 @@ class Trainer:
         ended = time.perf_counter()
         return ended - started, ended
 
-    def steps(self, number: int, *, boundaries: bool, pause_s: float = 0.0) -> float:
+    def steps(self, number: int, *, boundaries: bool) -> float:
         """That many steps, with or without spotckpt's boundaries."""
         started = time.perf_counter()
         for _ in range(number):
             self._training.step()
             if boundaries:
                 self._run.boundary()
-            if pause_s:
-                time.sleep(pause_s)
         synchronize(self._training.batch.device)
         return time.perf_counter() - started
 
@@ -140,19 +136,15 @@ class Trainer:
         return time.perf_counter() - started
 
     def async_steps(self, number: int, uri: str) -> float:
-        """Steps with `dcp.async_save` after the first of them, until its upload is over or the steps are."""
+        """Steps with `dcp.async_save` after the first; the rest of its upload is waited for, not counted."""
         started = time.perf_counter()
         self._training.step()
         self._async.start(self._training, uri)
-        self.steps(number - 1, boundaries=False)
-        wall = time.perf_counter() - started
-        self._async.wait()
-        return wall
-
-    def async_stall(self, uri: str) -> float:
-        """How long `dcp.async_save` blocks."""
-        started = time.perf_counter()
-        self._async.start(self._training, uri)
+        for _ in range(number - 1):
+            self._training.compute()
+            self._async.before_optimizer()
+            self._training.optimizer.step()
+        synchronize(self._training.batch.device)
         wall = time.perf_counter() - started
         self._async.wait()
         return wall

@@ -1,4 +1,4 @@
-"""HTTP of the discarding server: requests, answers, bodies that are dropped in the kernel, files that are sent there."""
+"""HTTP of the discarding server: bodies that are dropped in the kernel, and files that are sent there."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import time
 from tests.bench.bench import Bench, Found, Row
 from tests.bench.measure import Meter, Sample, Series, memory_bytes
 
-SETTLED_S = 2.0
+SETTLED_S = 1.0
 
 
 def agent(bench: Bench) -> Found:

@@ -8,9 +8,9 @@ from pathlib import Path
 from tests.bench.bench import MIB, Bench, Found, Row, Saving
 from tests.bench.measure import Sample, Series, interleaved
 
-FEW, MANY = 4, 8
+FEW, MANY = 2, 6
 """Steps of a block: enough for a staging to be over, and for an upload."""
-ROUNDS = 2
+ROUNDS = 3
 """Blocks are short and their times scatter: so many times as many."""
 
 
@@ -74,6 +74,7 @@ def uploaded(bench: Bench) -> Found:
         worker.call("steps", MANY - 1, boundaries=True)
         for _ in range(3):
             with_snapshots()
+        worker.call("async_steps", 1, f"s3://{bench.discarding.bucket}/async")
         series = interleaved(
             {
                 "steps without": lambda: ours.timed("steps", MANY, boundaries=False),

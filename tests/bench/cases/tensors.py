@@ -33,7 +33,6 @@ def many(bench: Bench) -> Found:
     with bench.saving(bench.discarding, size_bytes=layers * 3 * 1024, layers=layers) as ours:
         ours.worker.call("open", ours.uri, every=NEVER)
         series = interleaved({"plain copy": ours.copy, "trainer blocked": ours.snapshot}, bench.repeats)
-    del ours.whole[0]
     rows = [Row("10,000 tensors", what, samples) for what, samples in series.items()]
     rows.append(Row("10,000 tensors", "whole save", ours.whole, "discarding"))
     added = Series(
