@@ -20,7 +20,8 @@ from tests.support.imds import Imds
 from tests.support.servers import S3Env, S3Server, Seaweed
 
 MIB = 1 << 20
-NEVER = "1000000 steps"
+BY_HAND = {"every": "1000000 steps", "overlap": False}
+"""Options of a run whose snapshots are asked for, and are there when the boundary returns."""
 TRAINER = "tests.bench.trainer:Trainer"
 RAW = "tests.bench.raw:Raw"
 CLIENTS = ("boto3", "awscrt", "obstore")
@@ -156,23 +157,19 @@ class Bench:
 
     @functools.cached_property
     def usual_trainer(self) -> Worker:
-        """The one with a state of `size_bytes`, whose address on S3 each case sets."""
-        return self._stack.enter_context(self._trainer({"size_bytes": self.size_bytes}))
+        """The one that trains; each case begins anew there."""
+        return self._stack.enter_context(self.worker(TRAINER, environment={}))
 
     @contextlib.contextmanager
-    def saving(self, server: S3Env, **trainer: Any) -> Iterator[Saving]:
-        """A trainer whose run is not open yet, and the agent: the usual one, or another with these arguments."""
-        own = contextlib.nullcontext(self.usual_trainer) if not trainer else self._trainer(trainer)
-        agent = self.usual_agent
-        with own as worker:
-            worker.call("begin", {**server.environment, **agent.environment})
-            try:
-                yield Saving(worker, agent, f"s3://{server.bucket}/{self.new_name('run')}")
-            finally:
-                worker.call("close")
-
-    def _trainer(self, arguments: Mapping[str, Any]) -> Worker:
-        return self.worker(TRAINER, **arguments, environment={})
+    def saving(self, server: S3Env, **training: Any) -> Iterator[Saving]:
+        """A trainer with a training of `size_bytes`, or of these arguments, and the agent; no run is open yet."""
+        worker, agent = self.usual_trainer, self.usual_agent
+        training = {"size_bytes": self.size_bytes, **training}
+        worker.call("begin", {**server.environment, **agent.environment}, **training)
+        try:
+            yield Saving(worker, agent, f"s3://{server.bucket}/{self.new_name('run')}")
+        finally:
+            worker.call("close")
 
     def worker(self, make: str, *arguments: Any, environment: Mapping[str, str], **named: Any) -> Worker:
         """A child process; see `Worker`."""

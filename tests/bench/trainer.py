@@ -20,20 +20,14 @@ class Left(Exception):
 
 
 class Trainer:
-    """Holds one training, and a run of it when one is open.
+    """Holds one training, and a run of it when one is open."""
 
-    Args:
-        size_bytes: of the state.
-        training: further arguments of `Training`.
-    """
+    _training: Training
 
-    def __init__(self, size_bytes: int, **training: Any) -> None:
+    def __init__(self) -> None:
         self._threads = torch.get_num_threads()
-        self._arguments: dict[str, Any] = {"size_bytes": size_bytes, **training}
-        self._training = Training(**self._arguments)
-        self._training.step()
-        self._batch = self._training.batch
-        self._copies = like(self._training.tensors)
+        self._arguments: dict[str, Any] = {}
+        self._copies: list[torch.Tensor] = []
         self._context: Any = None
         self._run: Any = None
         self._async = peers.AsyncSave()
@@ -47,12 +41,24 @@ class Trainer:
 
     # What is asked before and between
 
-    def begin(self, environment: Mapping[str, str]) -> None:
-        """Settings as at the start, for another address on S3."""
+    def begin(self, environment: Mapping[str, str], **training: Any) -> None:
+        """A new case: another address on S3, all threads, and a training of its own.
+
+        Args:
+            environment: changes to this process's.
+            training: arguments of `Training`.
+        """
+        self.use(environment)
+        torch.set_num_threads(self._threads)
+        self._copies.clear()
+        self._arguments = training
+        self.renew(stepped=True)
+        self._copies.extend(like(self._training.tensors))
+
+    def use(self, environment: Mapping[str, str]) -> None:
+        """Changes this process's environment."""
         os.environ.update(environment)
         peers.forget_connections()
-        torch.set_num_threads(self._threads)
-        self._training.batch = self._batch
 
     def threads(self, number: int) -> None:
         """How many threads compute."""

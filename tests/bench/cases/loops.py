@@ -34,7 +34,7 @@ def gpu(bench: Bench) -> Found:
     """Staging from a GPU."""
     if not Path("/dev/nvidiactl").exists():
         return Found(remarks=["gpu: there is none here"])
-    with bench.saving(bench.discarding, size_bytes=bench.size_bytes, device="cuda") as ours:
+    with bench.saving(bench.discarding, device="cuda") as ours:
         ours.worker.call("compute_for", 2 * ours.worker.call("copy"))
         return _staged(bench, ours, "added, GPU", "gpu")
 
@@ -42,7 +42,7 @@ def gpu(bench: Bench) -> Found:
 def _staged(bench: Bench, ours: Saving, case: str, figure: str) -> Found:
     worker = ours.worker
     worker.call("open", ours.uri, every=f"{FEW} steps", upload_every="1h")
-    for _ in range(4):  # every slot is touched
+    for _ in range(3):  # every slot is touched
         worker.call("steps", FEW, boundaries=True)
     worker.call("steps", FEW - 1, boundaries=True)  # from here on the first boundary of a block is due
     ours.agent.wait_idle(ours.uri)
@@ -72,8 +72,7 @@ def uploaded(bench: Bench) -> Found:
             return sample
 
         worker.call("steps", MANY - 1, boundaries=True)
-        for _ in range(3):
-            with_snapshots()
+        with_snapshots()
         worker.call("async_steps", 1, f"s3://{bench.discarding.bucket}/async")
         series = interleaved(
             {

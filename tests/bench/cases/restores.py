@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.bench.bench import CLIENTS, NEVER, RAW, Bench, Found, Row
+from tests.bench.bench import BY_HAND, CLIENTS, RAW, Bench, Found, Row
 from tests.bench.measure import Meter, Sample, interleaved
 from tests.support.servers import S3Env
 
@@ -33,7 +33,7 @@ def _restore(bench: Bench, server: S3Env, place: str) -> Found:
     clients = [name for name in CLIENTS if not (bench.quick and name in NEVER_BEST)]
     with bench.agent() as elsewhere, bench.saving(server) as ours:
         worker = ours.worker
-        worker.call("open", ours.uri, every=NEVER)
+        worker.call("open", ours.uri, **BY_HAND)
         size_bytes = worker.call("size_bytes")
         ours.snapshot()
         for put, _ in peers.values():
@@ -45,12 +45,12 @@ def _restore(bench: Bench, server: S3Env, place: str) -> Found:
                 if not raw.call("right", client):
                     raise AssertionError(f"raw {client} does not give back what it was given")
             worker.call("close")
-            worker.call("begin", elsewhere.environment)
+            worker.call("use", elsewhere.environment)
 
             def resuming() -> Sample:
                 worker.call("renew", stepped=False)
                 meter = Meter(worker.pid, elsewhere.pid)
-                sample = meter.read(worker.call("open", ours.uri, every=NEVER))
+                sample = meter.read(worker.call("open", ours.uri, **BY_HAND))
                 if worker.call("resumed_from") is None:
                     raise AssertionError("nothing was restored")
                 worker.call("close")
@@ -74,7 +74,6 @@ def _restore(bench: Bench, server: S3Env, place: str) -> Found:
                 },
                 bench.repeats,
             )
-        worker.call("renew", stepped=True)
     rows = [Row("restore", what, samples, place, size_bytes) for what, samples in series.items()]
     ours_s = series["spotckpt"].wall.median
     return Found(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.bench.bench import CLIENTS, NEVER, RAW, Bench, Found, Row
+from tests.bench.bench import BY_HAND, CLIENTS, RAW, Bench, Found, Row
 from tests.bench.measure import Meter, Sample, interleaved, memory_bytes
 from tests.support.servers import S3Env
 
@@ -34,7 +34,7 @@ def _save(bench: Bench, server: S3Env, place: str) -> Found:
         worker = ours.worker
         size_bytes = worker.call("size_bytes")
         worker.call("steps", 5, boundaries=False)  # the allocator keeps what they freed
-        worker.call("open", ours.uri, every=NEVER)
+        worker.call("open", ours.uri, **BY_HAND)
         anonymous = memory_bytes(worker.pid, "RssAnon")
         for _ in range(SLOTS):
             ours.snapshot()
@@ -87,7 +87,7 @@ def first(bench: Bench) -> Found:
 
         def begin() -> Sample:
             ours.uri = f"s3://{bench.discarding.bucket}/{bench.new_name('run')}"
-            ours.worker.call("open", ours.uri, every=NEVER)
+            ours.worker.call("open", ours.uri, **BY_HAND)
             ours.worker.call("train_for", 10.0)
             sample = ours.snapshot()
             for _ in range(SLOTS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.bench.bench import MIB, NEVER, Bench, Found, Row
+from tests.bench.bench import BY_HAND, MIB, Bench, Found, Row
 from tests.bench.measure import Sample, Series, interleaved
 
 LAYERS = 200
@@ -16,7 +16,7 @@ def frozen(bench: Bench) -> Found:
     with bench.saving(
         bench.discarding, size_bytes=bench.size_bytes // 2, layers=LAYERS, frozen=1 - TRAINED / LAYERS
     ) as ours:
-        ours.worker.call("open", ours.uri, every=NEVER)
+        ours.worker.call("open", ours.uri, **BY_HAND)
         for _ in range(2):
             before = bench.discarding_server.received_bytes()
             ours.snapshot()
@@ -31,7 +31,7 @@ def many(bench: Bench) -> Found:
     """10,000 small tensors: the whole save, upload included, less a plain copy."""
     layers = 2500  # each a matrix, two moments and a counter
     with bench.saving(bench.discarding, size_bytes=layers * 3 * 1024, layers=layers) as ours:
-        ours.worker.call("open", ours.uri, every=NEVER)
+        ours.worker.call("open", ours.uri, **BY_HAND)
         series = interleaved({"plain copy": ours.copy, "trainer blocked": ours.snapshot}, bench.repeats)
     rows = [Row("10,000 tensors", what, samples) for what, samples in series.items()]
     rows.append(Row("10,000 tensors", "whole save", ours.whole, "discarding"))
