@@ -208,6 +208,13 @@ def pieces(data: Sequence[Buffer], size_bytes: int) -> Iterator[list[memoryview]
         yield piece
 
 
+def blocks(buffers: Sequence[memoryview]) -> Iterator[memoryview]:
+    """The buffers, cut so that each block stays in the cache while several look at it."""
+    for buffer in buffers:
+        for start in range(0, len(buffer), BLOCK_BYTES):
+            yield buffer[start : start + BLOCK_BYTES]
+
+
 def size_of(data: Sequence[Buffer]) -> int:
     """The number of bytes in the buffers together."""
     return sum(memoryview(buffer).nbytes for buffer in data)

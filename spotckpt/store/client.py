@@ -1,206 +1,252 @@
-"""One bucket's requests: s3fs's client in fsspec's event loop, each under a deadline, errors translated.
+"""One bucket's requests: botocore says what to send and what the answer means, `wire` sends it.
 
-`with fs.open(key, "wb")` is never used: an exception inside of it publishes the truncated object.
+botocore knows credentials, signatures, endpoints and errors; its own connections know no deadline for an exchange, copy
+bodies and try again on their own. So each request is answered in its `before-send` event, before they are asked.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
-import sys
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.client import HTTPResponse
 from typing import Any, TypeVar
 
-import aiohttp
-import fsspec.asyn
 import tenacity
-from aiobotocore.httpsession import AIOHTTPSession
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.httpsession import get_cert_path
 from botocore.parsers import ResponseParserError
-from s3fs import S3FileSystem
+from botocore.utils import get_environ_proxies
 
 from spotckpt.deadline import Deadline
 from spotckpt.errors import LimitExceeded, Unavailable
-from spotckpt.store.base import MIB
+from spotckpt.store.base import size_of
+from spotckpt.store.body import Body
+from spotckpt.store.bounded import bounded
+from spotckpt.store.connection import Limits
+from spotckpt.store.halt import Halt
 from spotckpt.store.retry import policy
 from spotckpt.store.session import Session
-from spotckpt.store.translate import translate
+from spotckpt.store.translate import EXPIRED, translate
+from spotckpt.store.wire import Outgoing, Pool, WireError, read_into, read_small
 
 T = TypeVar("T")
+Take = Callable[[HTTPResponse], None]
 
-CONNECT_TIMEOUT_S = 10.0
-ANSWER_TIMEOUT_S = 20.0
-SLOWEST_BYTES_PER_S = MIB / 4
-"""A request slower than this is given up and tried again, even when its deadline is far."""
+MOST_TRIES = 4
 
-
-class _OneTry(AIOHTTPSession):  # type: ignore[misc]
-    """aiohttp sends a PUT whose connection broke a second time, on its own: a lost reply would look like a conflict."""
-
-    async def _get_session(self, proxy_url: str | None) -> Any:
-        session = await super()._get_session(proxy_url)
-        session._retry_connection = False
-        return session
-
-
-_CONFIG = {
-    "http_session_cls": _OneTry,
+_CONFIG = Config(
     # Retrying is the only one who tries again; botocore's default mode and count differ between versions.
-    "retries": {"mode": "standard", "total_max_attempts": 1},
-    "connect_timeout": CONNECT_TIMEOUT_S,
-    "read_timeout": ANSWER_TIMEOUT_S,
-    "max_pool_connections": 32,
+    retries={"mode": "standard", "total_max_attempts": 1},
     # The bytes carry a checksum of their own; signing them as well costs a SHA-256 of everything.
-    "s3": {"payload_signing_enabled": False},
-    "request_checksum_calculation": "when_required",
-    "response_checksum_validation": "when_required",
-}
-_FOREIGN = (ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError, ValueError, LookupError)
-_INHERITED: list[object] = []
-"""Clients of the process that this one was forked from: never used, never closed, their sockets are the parent's."""
+    s3={"payload_signing_enabled": False},
+    request_checksum_calculation="when_required",
+    response_checksum_validation="when_required",
+)
+_FOREIGN = (ClientError, BotoCoreError, ResponseParserError, WireError, OSError, ValueError, LookupError)
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a request is for: the store's verb, the key with the store's URI, the deadline, and whether it writes."""
+    """What requests are for: the store's verb, the key with the store's URI, until when, and whether they write."""
 
     operation: str
     key: str
     deadline: Deadline
     mutates: bool = False
+    halt: Halt = field(default_factory=Halt)
+    pace: Callable[[int], None] | None = None
 
 
 class Client:
-    """Requests to one bucket. Threads may share it; after a fork it connects anew."""
+    """Requests with one environment's credentials and endpoint. Threads may share it; a fork's child begins anew."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
-        self._pid = 0
-        self._fs: S3FileSystem | None = None
+        self._here: _Here | None = None
+        self._connecting = {0: threading.Lock()}
 
-    def run(self, call: Call, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Waits for the coroutine, which has the call's deadline itself; leaving early (Ctrl-C) cancels it."""
-        future = self.submit(coroutine)
-        try:
-            return future.result(timeout=min(call.deadline.seconds_left, 86400.0) + ANSWER_TIMEOUT_S)
-        except FutureTimeoutError as error:
-            late = TimeoutError("the event loop does not answer")
-            raise translate(late, operation=call.operation, key=call.key, mutates=call.mutates) from error
-        finally:
-            future.cancel()
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Client:
+        """The client of that environment, which stores share: what botocore knows of S3 takes time and memory."""
+        name = tuple(sorted(environment.items()))
+        return _SHARED.setdefault(name, cls(environment))
 
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Starts the coroutine in the event loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, fsspec.asyn.get_loop())
-
-    async def request(self, method: str, call: Call, **parameters: Any) -> dict[str, Any]:
+    def request(self, method: str, call: Call, **parameters: Any) -> dict[str, Any]:
         """One request, one try.
 
         Args:
-            method: the client's method, as in `put_object`.
+            method: botocore's name of it, as in `put_object`.
             call: what it is for.
-            parameters: for the method; a `Body` counts for the time that it may take.
+            parameters: for the method.
         """
+        return self._do(method, call, None, parameters)
 
-        async def attempt() -> dict[str, Any]:
-            client = await self._connected()
-            found: dict[str, Any] = await getattr(client, method)(**parameters)
-            return found
+    def read(self, call: Call, *, limit_bytes: int, **place: str) -> bytes:
+        """An object's bytes, one try; the length is checked before anything is read."""
+        data: list[bytes] = []
 
-        return await self._limited(attempt(), call, _body_bytes(parameters))
+        def take(response: HTTPResponse) -> None:
+            if (response.length or 0) > limit_bytes:
+                raise LimitExceeded(f"{call.key} has {response.length} bytes, at most {limit_bytes} are expected")
+            data[:] = [response.read(limit_bytes)]
+            if response.read(1):
+                raise LimitExceeded(f"{call.key} has more than the {limit_bytes} bytes that are expected")
+            if response.length:
+                raise Unavailable(call.operation, call.key, f"it ended {response.length} bytes too early")
 
-    async def get(self, call: Call, *, limit_bytes: int, **parameters: Any) -> bytes:
-        """The body of a GET, one try; the length is checked before anything is read."""
+        self._do("get_object", call, take, place)
+        return data[0]
 
-        async def attempt() -> bytes:
-            client = await self._connected()
-            answer = await client.get_object(**parameters)
-            async with answer["Body"] as body:
-                length = answer["ContentLength"]
-                if length > limit_bytes:
-                    body.close()
-                    raise LimitExceeded(f"{call.key} has {length} bytes, at most {limit_bytes} are expected")
-                data: bytes = await body.read()
-            if len(data) != length:
-                raise Unavailable(call.operation, call.key, f"{len(data)} of {length} bytes came")
-            return data
+    def fill(self, call: Call, offset: int, buffers: Sequence[memoryview], *, etag: str, **place: str) -> int:
+        """A range of that version of the object straight into the buffers, one try; its length."""
+        size_bytes = size_of(buffers)
 
-        return await self._limited(attempt(), call, limit_bytes)
+        def take(response: HTTPResponse) -> None:
+            if response.length not in (None, size_bytes):
+                raise Unavailable(call.operation, call.key, f"{response.length} of {size_bytes} bytes came")
+            count = read_into(response, buffers)
+            if count != size_bytes or response.read(1):
+                raise Unavailable(call.operation, call.key, f"{count} of {size_bytes} bytes came")
 
-    async def retried(self, attempt: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
+        asked = {"Range": f"bytes={offset}-{offset + size_bytes - 1}", "IfMatch": etag}
+        self._do("get_object", call, take, {**asked, **place})
+        return size_bytes
+
+    def retried(self, attempt: Callable[[], T], call: Call) -> T:
         """A part of a bulk transfer, tried up to four times, so that one lost part does not cost the whole."""
-        settings = policy(deadline)
-        settings["stop"] = tenacity.stop_any(settings["stop"], tenacity.stop_after_attempt(4))
-        return await tenacity.AsyncRetrying(**settings)(attempt)
+        settings = policy(call.deadline)
+        too_late = settings["stop"]
+        settings["stop"] = lambda state: state.attempt_number >= MOST_TRIES or call.halt.is_set or too_late(state)
+        return tenacity.Retrying(**settings, sleep=call.halt.sleep)(attempt)
 
     def close(self) -> None:
         """Closes the connections; a later request opens new ones."""
-        fs, self._fs = self._fs, None
-        if fs is not None:
-            _close(self._pid, fs)
+        if self._here is not None and self._here.pid == os.getpid():
+            self._here.pool.close()
 
-    async def _limited(self, attempt: Coroutine[Any, Any, T], call: Call, size_bytes: int) -> T:
-        patience_s = CONNECT_TIMEOUT_S + ANSWER_TIMEOUT_S + size_bytes / SLOWEST_BYTES_PER_S
-        limit_s = min(call.deadline.seconds_left, patience_s)
-        if limit_s <= 0:
-            attempt.close()
+    def _do(self, method: str, call: Call, take: Take | None, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        if call.deadline.passed:
             raise Unavailable(call.operation, call.key, "its deadline has passed")
         try:
-            return await asyncio.wait_for(attempt, limit_s)
-        except asyncio.TimeoutError as error:
-            late = TimeoutError(f"no answer within {limit_s:.1f} s")
-            raise translate(late, operation=call.operation, key=call.key, mutates=call.mutates) from error
+            here = self._connected(call.deadline)
+            try:
+                return here.request(method, call, take, parameters)
+            except ClientError as error:
+                renewed = self._renewed(here, call.deadline) if _says_expired(error) else here
+                if renewed is here:
+                    raise
+                return renewed.request(method, call, take, parameters)
         except _FOREIGN as error:
             raise translate(error, operation=call.operation, key=call.key, mutates=call.mutates) from error
 
-    async def _connected(self) -> Any:
-        return await self._filesystem().set_session()
+    def _connected(self, deadline: Deadline) -> _Here:
+        pid = os.getpid()
+        here = self._here
+        if here is None or here.pid != pid:
+            # A lock of this process: one that the parent held while it forked would never be free here.
+            with self._connecting.setdefault(pid, threading.Lock()):
+                here = self._here
+                if here is None or here.pid != pid:
+                    here = self._here = bounded(lambda: _Here(self._environment), deadline)
+        return here
 
-    def _filesystem(self) -> S3FileSystem:
-        # Only ever called in the event loop's thread: no lock, which a fork could leave locked.
-        if self._fs is not None and self._pid != os.getpid():
-            _INHERITED.append(self._fs)
-            self._fs = None
-        if self._fs is None:
-            self._pid = os.getpid()
-            self._fs = self._connect()
-        return self._fs
-
-    def _connect(self) -> S3FileSystem:
-        session = Session(self._environment)
-        fs = S3FileSystem(
-            anon=False,
-            session=session,
-            asynchronous=True,  # its own finalizer would close, in a forked child, what belongs to the parent
-            client_kwargs={"region_name": session.region} if session.region else {},
-            config_kwargs=_CONFIG,
-            use_listings_cache=False,
-            skip_instance_cache=True,
-        )
-        weakref.finalize(self, _close, os.getpid(), fs)
-        return fs
+    def _renewed(self, here: _Here, deadline: Deadline) -> _Here:
+        """With the credentials that the environment, files and services give now; `here` if they are the same."""
+        with self._connecting.setdefault(os.getpid(), threading.Lock()):
+            if self._here is not here and self._here is not None:
+                return self._here
+            anew = bounded(lambda: _Here(self._environment), deadline)
+            if anew.keys() == here.keys():
+                return here
+            self._here = anew
+            return anew
 
 
-def _close(pid: int, fs: S3FileSystem) -> None:
-    client = fs._s3
-    loop = fsspec.asyn.loop[0]
-    if client is None or pid != os.getpid() or loop is None or not loop.is_running() or sys.is_finalizing():
-        return
-    fs._s3 = None
-    if threading.current_thread() is fsspec.asyn.iothread[0]:
-        loop.create_task(client.__aexit__(None, None, None))
-        return
-    closing = asyncio.run_coroutine_threadsafe(client.__aexit__(None, None, None), loop)
-    try:
-        closing.result(timeout=1.0)
-    except FutureTimeoutError:
-        closing.cancel()
+_SHARED: weakref.WeakValueDictionary[tuple[tuple[str, str], ...], Client] = weakref.WeakValueDictionary()
 
 
-def _body_bytes(parameters: Mapping[str, Any]) -> int:
-    return parameters["Body"].getbuffer().nbytes if "Body" in parameters else 0
+class _Here:
+    """What one process has of the client: nothing in it survives a fork."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.pid = os.getpid()
+        session = Session(environment)
+        self._credentials = session.get_credentials()
+        self._botocore = session.create_client("s3", region_name=session.region, config=_CONFIG)
+        self._botocore.meta.events.register("before-send.s3", self._answer)
+        trusted = session.get_config_variable("ca_bundle") or get_cert_path(True)
+        self.pool = Pool(trusted, proxy_of=_proxy_of)
+        self._asked = threading.local()
+        weakref.finalize(self, self.pool.close)
+
+    def keys(self) -> object:
+        """The credentials as they are now."""
+        return self._credentials and self._credentials.get_frozen_credentials()
+
+    def request(self, method: str, call: Call, take: Take | None, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """One request; `take` reads the body of a GET's good answer."""
+        if getattr(self._credentials, "refresh_needed", bool)():
+            bounded(self.keys, call.deadline)
+        self._asked.now = call, take
+        try:
+            answer: dict[str, Any] = getattr(self._botocore, method)(**parameters)
+        finally:
+            del self._asked.now
+        return answer
+
+    def _answer(self, request: AWSPreparedRequest, event_name: str, **_: Any) -> AWSResponse:
+        call, take = self._asked.now
+        of_object = take is not None and event_name.endswith(".GetObject")
+        body: list[bytes] = []
+
+        def take_answer(response: HTTPResponse) -> None:
+            if of_object and response.status < 300:
+                take(response)
+            else:
+                body.append(read_small(response))
+
+        outgoing = Outgoing(request.method, request.url, _text(request.headers), _buffers(request.body))
+        limits = Limits(call.deadline, call.halt, call.pace if isinstance(request.body, Body) else None)
+        response = self.pool.exchange(outgoing, limits, take_answer)
+        return AWSResponse(request.url, response.status, response.headers, _Taken(b"".join(body)))
+
+
+class _Taken:
+    """A body that has been read, as botocore wants to read it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def stream(self, *_: Any) -> Iterator[bytes]:
+        yield self._data
+
+    def read(self, *_: Any) -> bytes:
+        return self._data
+
+
+def _says_expired(error: ClientError) -> bool:
+    return error.response.get("Error", {}).get("Code") in EXPIRED
+
+
+def _buffers(body: Any) -> Sequence[memoryview]:
+    if isinstance(body, Body):
+        return body.buffers
+    if body is None:
+        return ()
+    return (memoryview(body.encode() if isinstance(body, str) else bytes(body)),)
+
+
+def _text(headers: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: value.decode("latin-1") if isinstance(value, bytes) else str(value) for name, value in headers.items()
+    }
+
+
+def _proxy_of(url: str) -> str | None:
+    proxies: dict[str, str] = get_environ_proxies(url)
+    return proxies.get(url.partition(":")[0])

@@ -30,7 +30,7 @@ from spotckpt.store.base import (
     size_of,
     size_of_spans,
 )
-from spotckpt.store.translate import translate
+from spotckpt.store.os_errors import from_os_error, one_line
 
 _CREATING = threading.Lock()
 _PIECE_BYTES = 16 * MIB
@@ -175,5 +175,7 @@ class FsspecStore(Store):
             raise Unavailable(operation, f"{self.uri}/{key}", "its deadline has passed")
         try:
             yield
-        except (OSError, NotImplementedError) as error:
-            raise translate(error, operation=operation, key=f"{self.uri}/{key}", mutates=mutates) from error
+        except OSError as error:
+            raise from_os_error(error, operation=operation, key=f"{self.uri}/{key}", mutates=mutates) from error
+        except NotImplementedError as error:
+            raise StoreError(operation, f"{self.uri}/{key}", one_line(error)) from error

@@ -28,7 +28,6 @@ from spotckpt.errors import (
     Unavailable,
 )
 from spotckpt.store.base import (
-    BLOCK_BYTES,
     MIB,
     TEMPORARY,
     Arrived,
@@ -38,6 +37,7 @@ from spotckpt.store.base import (
     Span,
     Stat,
     Store,
+    blocks,
     check_key,
     check_prefix,
     pieces,
@@ -45,7 +45,8 @@ from spotckpt.store.base import (
     size_of_spans,
     without_first,
 )
-from spotckpt.store.translate import from_os_error
+from spotckpt.store.limiter import Limiter
+from spotckpt.store.os_errors import from_os_error
 
 _PIECE_BYTES = 8 * MIB
 _BUFFERS_AT_ONCE = 1000
@@ -55,11 +56,19 @@ _BUFFERS_AT_ONCE = 1000
 class LocalStore(Store):
     """Objects are the regular files below `root`, which is made at the first write."""
 
-    def __init__(self, root: str, *, call_timeout_s: float = 60.0, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        root: str,
+        *,
+        call_timeout_s: float = 60.0,
+        clock: Clock = SYSTEM_CLOCK,
+        limiter: Limiter | None = None,
+    ) -> None:
         self.root = Path(root).absolute()
         self.uri = f"file://{self.root}"
         self.call_timeout_s = call_timeout_s
         self.clock = clock
+        self._limiter = limiter
 
     def create(self, key: str, data: bytes, *, deadline: Deadline | None = None) -> None:
         """See `Store.create`."""
@@ -193,6 +202,8 @@ class LocalStore(Store):
                 for piece in pieces(data, _PIECE_BYTES):
                     self._in_time(operation, str(path), deadline)
                     for block in _blocks(piece, offset, reading):
+                        if self._limiter is not None and operation == "put":
+                            self._limiter(len(block))
                         with self._translated(operation, path):
                             _write_all(descriptor, block)
                     offset += size_of(piece)
@@ -300,13 +311,11 @@ def _files(directory: Path) -> Iterator[os.DirEntry[str]]:
 
 def _blocks(piece: list[memoryview], offset: int, reading: Reading | None) -> Iterator[memoryview]:
     """What to write next, shown to `reading` while it comes through the cache."""
-    for buffer in piece:
-        for start in range(0, len(buffer), BLOCK_BYTES):
-            block = buffer[start : start + BLOCK_BYTES]
-            if reading is not None:
-                reading(offset, block)
-            offset += len(block)
-            yield block
+    for block in blocks(piece):
+        if reading is not None:
+            reading(offset, block)
+        offset += len(block)
+        yield block
 
 
 def _write_all(descriptor: int, rest: memoryview) -> None:

@@ -7,23 +7,21 @@ error in its body, which botocore turns into an error.
 
 from __future__ import annotations
 
-import base64
 import functools
 import hashlib
-import zlib
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from typing import Any
 
 from spotckpt.deadline import Clock, Deadline
 from spotckpt.errors import OutcomeUnknown, StoreError, Unavailable
 from spotckpt.store.base import MIB, Buffer, Progress, Reading, pieces, size_of
+from spotckpt.store.body import Body
 from spotckpt.store.client import Call, Client
+from spotckpt.store.halt import Halt
 from spotckpt.store.parallel import at_once
 
-PART_BYTES = 8 * MIB
+PART_BYTES = 16 * MIB
 MOST_PARTS = 10_000
 PARTS_AT_ONCE = 4
 ABORT_TIMEOUT_S = 20.0
@@ -50,12 +48,11 @@ class Upload:
     clock: Clock
 
     def send(self, data: Sequence[Buffer], progress: Progress | None, reading: Reading | None) -> None:
-        """Uploads the concatenated buffers; on any error, also one that `progress` raises, the upload is aborted."""
+        """Uploads the concatenated buffers; on any error, also one of the caller's functions, the upload is aborted."""
         self._sweep()
-        asked = self.client.request(
-            "create_multipart_upload", replace(self.call, mutates=False), ChecksumAlgorithm="CRC32", **self.place
-        )
-        upload_id = self.client.run(self.call, asked)["UploadId"]
+        asked = replace(self.call, mutates=False)
+        created = self.client.request("create_multipart_upload", asked, ChecksumAlgorithm="CRC32", **self.place)
+        upload_id = created["UploadId"]
         try:
             self._complete(upload_id, self._send_parts(upload_id, data, progress, reading))
         except BaseException:
@@ -66,66 +63,56 @@ class Upload:
     def _send_parts(
         self, upload_id: str, data: Sequence[Buffer], progress: Progress | None, reading: Reading | None
     ) -> list[_Part]:
-        part_bytes = max(PART_BYTES, -(-size_of(data) // MOST_PARTS))
-        starts = (
-            functools.partial(self._send_part, upload_id, number, part, (number - 1) * part_bytes, reading)
-            for number, part in enumerate(pieces(data, part_bytes), start=1)
-        )
+        sent: list[_Part] = []
 
         def done(part: _Part) -> None:
+            sent.append(part)
             if progress is not None:
                 progress(part.size_bytes)
 
-        return at_once(starts, width=PARTS_AT_ONCE, deadline=self.call.deadline, done=done)
+        at_once(self._jobs(upload_id, data, reading), width=PARTS_AT_ONCE, halt=self.call.halt, done=done)
+        return sorted(sent, key=lambda part: part.number)
 
-    def _send_part(
-        self, upload_id: str, number: int, buffers: Sequence[Buffer], offset: int, reading: Reading | None
-    ) -> Future[_Part]:
-        body, checksum = to_body(buffers)
-        if reading is not None:
-            reading(offset, body.getbuffer())
+    def _jobs(self, upload_id: str, data: Sequence[Buffer], reading: Reading | None) -> Iterator[Callable[[], _Part]]:
+        # Checksum and digest of a part are made when it is taken from here: in order, while earlier parts are sent.
+        part_bytes = planned_part_bytes(size_of(data))
+        for index, part in enumerate(pieces(data, part_bytes)):
+            body = Body(part, offset=index * part_bytes, reading=reading)
+            yield functools.partial(self._send_part, upload_id, index + 1, body)
 
-        async def attempt() -> _Part:
-            body.seek(0)
-            answer = await self.client.request(
-                "upload_part",
-                self.call,
-                Body=body,
-                ChecksumCRC32=checksum,
-                PartNumber=number,
-                UploadId=upload_id,
-                **self.place,
+    def _send_part(self, upload_id: str, number: int, body: Body) -> _Part:
+        def attempt() -> _Part:
+            answer = self.client.request(
+                "upload_part", self.call, PartNumber=number, UploadId=upload_id, **body.parameters, **self.place
             )
-            return _Part(number, answer["ETag"], checksum, body.getbuffer().nbytes)
+            return _Part(number, answer["ETag"], body.checksum, body.size_bytes)
 
-        return self.client.submit(self.client.retried(attempt, self.call.deadline))
+        return self.client.retried(attempt, self.call)
 
     def _complete(self, upload_id: str, parts: Sequence[_Part]) -> None:
         listed = {"Parts": [part.to_request() for part in parts]}
-        request = self.client.request(
-            "complete_multipart_upload", self.call, MultipartUpload=listed, UploadId=upload_id, **self.place
-        )
         try:
-            self.client.run(self.call, request)
+            self.client.request(
+                "complete_multipart_upload", self.call, MultipartUpload=listed, UploadId=upload_id, **self.place
+            )
         except (OutcomeUnknown, Unavailable):
             # Its answer may have been lost, or an earlier try have landed (NoSuchUpload): look, do not guess.
             if not self._is_there(_combined_etag(parts)):
                 raise
 
     def _is_there(self, etag: str) -> bool:
-        request = self.client.request("head_object", replace(self.call, mutates=False), **self.place)
         try:
-            found: str = self.client.run(self.call, request)["ETag"]
+            found = self.client.request("head_object", replace(self.call, mutates=False), **self.place)
         except StoreError:
             return False
-        return found.strip('"') == etag
+        return str(found["ETag"]).strip('"') == etag
 
     def _sweep(self) -> None:
         """Aborts what an earlier process left of the same object: a key has one writer at a time."""
         call = replace(self.call, mutates=False)
         place = {"Bucket": self.place["Bucket"], "Prefix": self.place["Key"]}
         try:
-            listed = self.client.run(call, self.client.request("list_multipart_uploads", call, **place))
+            listed = self.client.request("list_multipart_uploads", call, **place)
         except StoreError:
             return  # the right to list uploads is not needed for saving; a lifecycle rule is the last resort
         for upload in listed.get("Uploads", []):
@@ -133,22 +120,19 @@ class Upload:
                 self._abort(upload["UploadId"])
 
     def _abort(self, upload_id: str) -> None:
-        deadline = Deadline.after(ABORT_TIMEOUT_S, self.clock)
-        call = replace(self.call, deadline=deadline)
-
-        async def attempt() -> None:
-            await self.client.request("abort_multipart_upload", call, UploadId=upload_id, **self.place)
-
+        # Not within the deadline, which may be what ended the upload, and not given up with it.
+        call = replace(self.call, deadline=Deadline.after(ABORT_TIMEOUT_S, self.clock), halt=Halt())
+        request = functools.partial(self.client.request, "abort_multipart_upload", call, UploadId=upload_id)
         try:
-            self.client.run(call, self.client.retried(attempt, deadline))
+            self.client.retried(lambda: request(**self.place), call)
         except StoreError:
             return  # the error that ended the upload is the one to tell; a lifecycle rule is the last resort
 
 
-def to_body(data: Sequence[Buffer]) -> tuple[BytesIO, str]:
-    """A request's body and its CRC-32 as S3 wants it. The server checks it: the payload itself is not signed."""
-    body = BytesIO(b"".join(data))
-    return body, base64.b64encode(zlib.crc32(body.getbuffer()).to_bytes(4, "big")).decode()
+def planned_part_bytes(size_bytes: int) -> int:
+    """How large each part but the last must be, in whole MiB, for `MOST_PARTS` of them to hold the object."""
+    needed = -(-size_bytes // MOST_PARTS)
+    return max(PART_BYTES, -(-needed // MIB) * MIB)
 
 
 def _combined_etag(parts: Sequence[_Part]) -> str:

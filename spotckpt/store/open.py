@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-
-import fsspec
-from fsspec.registry import known_implementations
+from typing import Any
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock
 from spotckpt.errors import AddressError
 from spotckpt.store.base import Store
-from spotckpt.store.generic import FsspecStore
+from spotckpt.store.environment import ENVIRONMENT_NAMES, aws_environment
+from spotckpt.store.limiter import Limiter
 from spotckpt.store.local import LocalStore
 from spotckpt.store.retry import Retrying
-from spotckpt.store.session import ENVIRONMENT_NAMES, aws_environment
 
 __all__ = ["ENVIRONMENT_NAMES", "aws_environment", "open_store"]
 
@@ -25,6 +23,7 @@ def open_store(
     environment: Mapping[str, str] | None = None,
     call_timeout_s: float = 60.0,
     clock: Clock = SYSTEM_CLOCK,
+    bandwidth_limit: float | None = None,
 ) -> Store:
     """The store below a URI, with retries. Nothing is asked of it yet.
 
@@ -33,26 +32,33 @@ def open_store(
         environment: AWS_* names that take the place of `os.environ`'s (see `ENVIRONMENT_NAMES`).
         call_timeout_s: the deadline of a call that is given none.
         clock: for deadlines and for waiting between tries.
+        bandwidth_limit: how many bytes a second `put` may send; None is as fast as it goes.
 
     Raises:
         AddressError: the protocol is unknown, or its package is not installed.
     """
-    return Retrying(_plain(uri, environment, call_timeout_s, clock))
+    given = dict(os.environ) if environment is None else dict(environment)
+    limiter = None if bandwidth_limit is None else Limiter(bandwidth_limit, clock)
+    return Retrying(_plain(uri, given, limiter, call_timeout_s=call_timeout_s, clock=clock))
 
 
-def _plain(uri: str, environment: Mapping[str, str] | None, call_timeout_s: float, clock: Clock) -> Store:
+def _plain(uri: str, environment: Mapping[str, str], limiter: Limiter | None, **options: Any) -> Store:
     protocol, _, path = uri.rpartition("://")
     if protocol in ("", "file", "local"):
-        return LocalStore(path, call_timeout_s=call_timeout_s, clock=clock)
+        return LocalStore(path, limiter=limiter, **options)
     if protocol in ("s3", "s3a"):
         from spotckpt.store.s3 import S3Store
 
-        given = dict(os.environ) if environment is None else dict(environment)
-        return S3Store(uri, environment=given, call_timeout_s=call_timeout_s, clock=clock)
-    return _generic(uri, protocol, call_timeout_s, clock)
+        return S3Store(uri, environment=environment, limiter=limiter, **options)
+    return _generic(uri, protocol, **options)
 
 
-def _generic(uri: str, protocol: str, call_timeout_s: float, clock: Clock) -> Store:
+def _generic(uri: str, protocol: str, **options: Any) -> Store:
+    import fsspec
+    from fsspec.registry import known_implementations
+
+    from spotckpt.store.generic import FsspecStore
+
     try:
         fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
@@ -62,4 +68,4 @@ def _generic(uri: str, protocol: str, call_timeout_s: float, clock: Clock) -> St
             raise AddressError(f"{uri}: {error}", hint="write it as s3://bucket/path") from error
         hint = "use s3://, file:// or another protocol of fsspec, as gs:// or sftp://"
         raise AddressError(f"{uri}: the scheme {protocol}:// is not known", hint=hint) from error
-    return FsspecStore(fs, root, uri=uri, call_timeout_s=call_timeout_s, clock=clock)
+    return FsspecStore(fs, root, uri=uri, **options)

@@ -1,4 +1,4 @@
-"""S3 and what speaks its protocol, over s3fs.
+"""S3 and what speaks its protocol.
 
 Reads and listings are strongly consistent, one key changes atomically
 (https://docs.aws.amazon.com/AmazonS3/latest/userguide/Welcome.html#ConsistencyModel), and PutObject honours
@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import builtins
 import functools
-from collections import Counter
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -30,18 +29,19 @@ from spotckpt.store.base import (
     check_key,
     check_prefix,
     pieces,
-    scatter,
     size_of,
     size_of_spans,
 )
+from spotckpt.store.body import Body
 from spotckpt.store.client import Call, Client
-from spotckpt.store.multipart import Upload, to_body
+from spotckpt.store.limiter import Limiter
+from spotckpt.store.multipart import Upload
 from spotckpt.store.parallel import at_once
 from spotckpt.store.translate import translate
 
 SINGLE_PUT_BYTES = 16 * MIB
 RANGE_BYTES = 16 * MIB
-RANGES_AT_ONCE = 8
+RANGES_AT_ONCE = 4
 DELETED_AT_ONCE = 1000
 
 
@@ -53,6 +53,7 @@ class S3Store(Store):
         environment: what is used of the process's environment: credentials, profile, region, endpoint.
         call_timeout_s: the deadline of a call that is given none.
         clock: for deadlines.
+        limiter: asked before each piece of a `put` is sent.
     """
 
     def __init__(
@@ -62,19 +63,21 @@ class S3Store(Store):
         environment: Mapping[str, str],
         call_timeout_s: float = 60.0,
         clock: Clock = SYSTEM_CLOCK,
+        limiter: Limiter | None = None,
     ) -> None:
         self.bucket, _, prefix = uri.partition("://")[2].partition("/")
         self._prefix = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
         self.uri = f"s3://{self.bucket}/{self._prefix}".rstrip("/")
         self.call_timeout_s = call_timeout_s
         self.clock = clock
-        self._client = Client(environment)
+        self._client = Client.of(environment)
+        self._limiter = limiter
         self._bucket_seen = False
 
     def create(self, key: str, data: bytes, *, deadline: Deadline | None = None) -> None:
         """See `Store.create`."""
         call = self._call("create", key, self.until(deadline, size_bytes=len(data)), mutates=True)
-        self._put_object(call, key, [data], IfNoneMatch="*")
+        self._put_object(call, key, Body([data]), IfNoneMatch="*")
 
     def put(
         self,
@@ -87,13 +90,11 @@ class S3Store(Store):
     ) -> Stat:
         """See `Store.put`. Up to 16 MiB in one request, above that in parts."""
         size_bytes = size_of(data)
-        call = self._call("put", key, self.until(deadline, size_bytes=size_bytes), mutates=True)
+        call = self._call("put", key, self.until(deadline, size_bytes=size_bytes), mutates=True, pace=self._limiter)
         if size_bytes > SINGLE_PUT_BYTES:
             Upload(self._client, call, self._place(key), self.clock).send(data, progress, reading)
         else:
-            if reading is not None:
-                reading(0, memoryview(b"".join(data)))
-            self._put_object(call, key, data)
+            self._put_object(call, key, Body(data, reading=reading))
             if progress is not None:
                 progress(size_bytes)
         found = self.stat(key, deadline=call.deadline)
@@ -104,7 +105,7 @@ class S3Store(Store):
     def read(self, key: str, *, limit_bytes: int, deadline: Deadline | None = None) -> bytes:
         """See `Store.read`."""
         call = self._call("read", key, self.until(deadline, size_bytes=limit_bytes))
-        return self._client.run(call, self._client.get(call, limit_bytes=limit_bytes, **self._place(key)))
+        return self._client.read(call, limit_bytes=limit_bytes, **self._place(key))
 
     def read_into(
         self,
@@ -117,26 +118,20 @@ class S3Store(Store):
         etag: str | None = None,
         width: int | None = None,
     ) -> None:
-        """See `Store.read_into`. Eight requests of at most 16 MiB at a time, all for one etag."""
+        """See `Store.read_into`. Requests of at most 16 MiB, a few at a time, all for one etag."""
         deadline = self.until(deadline, size_bytes=size_of_spans(spans))
         call = self._call("read_into", key, deadline)
         version = etag or self.stat(key, deadline=deadline).etag
-        requests = [(index, piece) for index, span in enumerate(spans) for piece in _cut(span)]
-        left = Counter(index for index, _ in requests)
-        starts = [functools.partial(self._get_range, call, key, version, *request) for request in requests]
+        place = self._place(key)
+        arrivals = _Arrivals(spans, arrived)
 
-        def done(request: tuple[int, int]) -> None:
-            index, count = request
-            left[index] -= 1
-            if progress is not None:
-                progress(count)
-            if arrived is not None and not left[index]:
-                arrived(index)
+        def read(index: int, offset: int, buffers: Sequence[memoryview]) -> int:
+            count = self._client.retried(lambda: self._client.fill(call, offset, buffers, etag=version, **place), call)
+            arrivals.came(index, count)
+            return count
 
-        for index in range(len(spans)):
-            if arrived is not None and not left[index]:
-                arrived(index)
-        at_once(starts, width=width or RANGES_AT_ONCE, deadline=deadline, done=done)
+        jobs = (functools.partial(read, *request) for request in _requests(spans))
+        at_once(jobs, width=width or RANGES_AT_ONCE, halt=call.halt, done=progress or _nobody)
 
     def list(self, prefix: str, *, deadline: Deadline | None = None) -> builtins.list[Stat]:
         """See `Store.list`."""
@@ -177,34 +172,21 @@ class S3Store(Store):
         """See `Store.close`."""
         self._client.close()
 
-    def _call(self, operation: str, key: str, deadline: Deadline, *, mutates: bool = False) -> Call:
-        return Call(operation, f"{self.uri}/{key}", deadline, mutates)
+    def _call(
+        self, operation: str, key: str, deadline: Deadline, *, mutates: bool = False, pace: Limiter | None = None
+    ) -> Call:
+        return Call(operation, f"{self.uri}/{key}", deadline, mutates, pace=pace)
 
     def _place(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self._prefix + check_key(key)}
 
     def _request(self, method: str, call: Call, **parameters: Any) -> dict[str, Any]:
-        answer = self._client.run(call, self._client.request(method, call, **parameters))
+        answer = self._client.request(method, call, **parameters)
         self._bucket_seen = True
         return answer
 
-    def _put_object(self, call: Call, key: str, data: Sequence[Buffer], **conditions: str) -> None:
-        body, checksum = to_body(data)
-        self._request("put_object", call, Body=body, ChecksumCRC32=checksum, **self._place(key), **conditions)
-
-    def _get_range(self, call: Call, key: str, etag: str, index: int, piece: Span) -> Future[tuple[int, int]]:
-        offset, buffers = piece
-        length = size_of(buffers)
-
-        async def attempt() -> tuple[int, int]:
-            asked = f"bytes={offset}-{offset + length - 1}"
-            data = await self._client.get(call, limit_bytes=length, Range=asked, IfMatch=etag, **self._place(key))
-            if len(data) != length:
-                raise Unavailable(call.operation, call.key, f"{len(data)} of {length} bytes came")
-            scatter(data, buffers)
-            return index, length
-
-        return self._client.submit(self._client.retried(attempt, call.deadline))
+    def _put_object(self, call: Call, key: str, body: Body, **conditions: str) -> None:
+        self._request("put_object", call, **body.parameters, **self._place(key), **conditions)
 
     def _require_bucket(self, call: Call) -> None:
         # The 404 of a HEAD has no body: it does not say whether the key or the whole bucket is missing.
@@ -231,8 +213,30 @@ def _refused(problem: Mapping[str, str], key: str) -> StoreError:
     return translate(ClientError(response, "DeleteObjects"), operation="delete", key=key, mutates=True)
 
 
-def _cut(span: Span) -> Iterator[Span]:
-    offset, buffers = span
-    for piece in pieces(buffers, RANGE_BYTES):
-        yield offset, piece
-        offset += size_of(piece)
+def _requests(spans: Sequence[Span]) -> Iterator[tuple[int, int, Sequence[memoryview]]]:
+    for index, (start, buffers) in enumerate(spans):
+        for number, piece in enumerate(pieces(buffers, RANGE_BYTES)):
+            yield index, start + number * RANGE_BYTES, piece
+
+
+def _nobody(count: int) -> None:
+    pass
+
+
+class _Arrivals:
+    """Which spans are there."""
+
+    def __init__(self, spans: Sequence[Span], arrived: Arrived | None) -> None:
+        self._arrived = arrived or _nobody
+        self._missing = [size_of(buffers) for _, buffers in spans]
+        self._lock = threading.Lock()
+        for index, missing in enumerate(self._missing):
+            if not missing:
+                self._arrived(index)
+
+    def came(self, index: int, count: int) -> None:
+        with self._lock:
+            self._missing[index] -= count
+            complete = not self._missing[index]
+        if complete:
+            self._arrived(index)

@@ -7,51 +7,13 @@ neither mix with the agent's own environment nor change it.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from aiobotocore.session import AioSession
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES, ConfigChainFactory, ConfiguredEndpointProvider
 from botocore.handlers import add_expect_header
 from botocore.loaders import create_loader
-
-ENVIRONMENT_NAMES: tuple[str, ...] = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_SECURITY_TOKEN",
-    "AWS_CREDENTIAL_EXPIRATION",
-    "AWS_PROFILE",
-    "AWS_DEFAULT_PROFILE",
-    "AWS_CONFIG_FILE",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
-    "AWS_CA_BUNDLE",
-    "AWS_USE_DUALSTACK_ENDPOINT",
-    "AWS_USE_FIPS_ENDPOINT",
-    "AWS_ROLE_ARN",
-    "AWS_ROLE_SESSION_NAME",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-    "AWS_EC2_METADATA_DISABLED",
-    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
-    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE",
-    "AWS_METADATA_SERVICE_TIMEOUT",
-    "AWS_METADATA_SERVICE_NUM_ATTEMPTS",
-)
-
-
-def aws_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Those names of `ENVIRONMENT_NAMES` that are set, with their values: secrets, never to be logged or stored."""
-    return {name: environ[name] for name in ENVIRONMENT_NAMES if name in environ}
+from botocore.session import Session as BotocoreSession
 
 
 @functools.cache
@@ -59,14 +21,13 @@ def _loader(search_path: str | None) -> Any:
     return create_loader(search_path)
 
 
-class Session(AioSession):  # type: ignore[misc]
+class Session(BotocoreSession):  # type: ignore[misc]
     """A botocore session that takes settings and credentials from `environment` instead of `os.environ`."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
         super().__init__()
-        # A server that never sends "100 Continue" holds such a request without limit: the read time-out of aiohttp
-        # starts when the body has been sent. Without the header the body simply follows.
+        # A server that never sends "100 Continue" would hold a request until its deadline: the body simply follows.
         self.unregister("before-call.s3", add_expect_header)
 
     @property

@@ -1,16 +1,12 @@
-"""Foreign errors become ours here and nowhere else.
+"""What S3 and its client say becomes an error of ours here and nowhere else.
 
 What matters most is the difference between *failed* and *unknown*: a write whose answer was lost may have landed.
 """
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import socket
 from typing import Any
 
-import aiohttp
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
@@ -26,6 +22,8 @@ from spotckpt.errors import (
     StoreError,
     Unavailable,
 )
+from spotckpt.store.os_errors import from_os_error, one_line
+from spotckpt.store.wire import CertificateRefused, WireError
 
 CREDENTIALS_HINT = (
     "tried, in this order: the environment (AWS_ACCESS_KEY_ID), the profile's role, web identity, SSO and "
@@ -57,6 +55,10 @@ _BUSY = (Unavailable, "the store is busy or the connection poor: try again later
 _REGION = (StoreError, "set AWS_DEFAULT_REGION to the bucket's region")
 _INVALID = (NoCredentials, "these credentials are not valid there: renew or replace them")
 _THERE = (AlreadyExists, "another writer was there first")
+EXPIRED = frozenset(
+    ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidAccessKeyId", "TokenRefreshRequired")
+)
+"""Refused for the credentials' sake alone: others, if there are any, may be accepted."""
 
 _Verdict = tuple[type[StoreError], str]
 _BY_CODE: dict[str, _Verdict] = {
@@ -65,10 +67,7 @@ _BY_CODE: dict[str, _Verdict] = {
     "NoSuchKey": (NotFound, ""),
     "PreconditionFailed": _THERE,
     "RequestTimeTooSkewed": (StoreError, "set this machine's clock"),
-    **dict.fromkeys(
-        ("ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"),
-        _INVALID,
-    ),
+    **dict.fromkeys((*EXPIRED, "SignatureDoesNotMatch"), _INVALID),
     **dict.fromkeys(
         ("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"),
         _REGION,
@@ -91,14 +90,6 @@ _BY_STATUS: dict[int, _Verdict] = {
     429: _BUSY,
     503: _BUSY,
 }
-_BY_ERRNO: dict[int, _Verdict] = {
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), (NotFound, "")),
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM, errno.EROFS), (Denied, "allow this user to write there, or choose another place")
-    ),
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), (StoreError, "free space there, or choose another place")),
-    errno.EEXIST: _THERE,
-}
 
 
 def translate(error: Exception, *, operation: str, key: str, mutates: bool) -> StoreError:
@@ -114,45 +105,22 @@ def translate(error: Exception, *, operation: str, key: str, mutates: bool) -> S
         return error
     if isinstance(error, boto.ClientError):
         return _answered(error, operation, key, mutates)
-    if isinstance(error, OSError) and not (_never_sent(error) or _lost(error)):
+    if isinstance(error, OSError):
         return from_os_error(error, operation=operation, key=key)
     kind, hint = _unanswered(error, mutates)
-    return kind(operation, key, _one_line(error), hint=hint)
+    return kind(operation, key, one_line(error), hint=hint)
 
 
 def _unanswered(error: Exception, mutates: bool) -> _Verdict:
     if isinstance(error, _NO_CREDENTIALS):
         return NoCredentials, CREDENTIALS_HINT
-    if isinstance(error, boto.SSLError):
+    if isinstance(error, CertificateRefused | boto.SSLError):
         return StoreError, "check the endpoint's certificate, or set AWS_CA_BUNDLE"
-    if _never_sent(error):
+    if isinstance(error, WireError) and not error.sent:
         return Unavailable, "check the endpoint's address and the network"
-    if _lost(error):
+    if isinstance(error, WireError | boto.HTTPClientError | boto.ConnectionError | ResponseParserError):
         return OutcomeUnknown if mutates else Unavailable, "check the network"
     return StoreError, ""
-
-
-def _never_sent(error: Exception) -> bool:
-    if isinstance(error, boto.EndpointConnectionError):
-        # aiobotocore wraps resets after sending in the same class: only the cause tells.
-        return isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError | socket.gaierror)
-    return isinstance(error, boto.ConnectTimeoutError | boto.ProxyConnectionError | aiohttp.ClientConnectorError)
-
-
-def _lost(error: Exception) -> bool:
-    return isinstance(
-        error,
-        boto.HTTPClientError
-        | boto.ConnectionError
-        | boto.IncompleteReadError
-        | boto.ResponseStreamingError
-        | boto.FlexibleChecksumError
-        | aiohttp.ClientError
-        | TimeoutError
-        | asyncio.TimeoutError
-        | ConnectionError
-        | ResponseParserError,
-    )
 
 
 def _answered(error: boto.ClientError, operation: str, key: str, mutates: bool) -> StoreError:
@@ -183,24 +151,3 @@ def _otherwise(status: int, operation: str, mutates: bool) -> _Verdict:
     if status >= 500:
         return OutcomeUnknown if mutates else Unavailable, "the store has trouble: try again later"
     return StoreError, ""
-
-
-def from_os_error(error: OSError, *, operation: str, key: str) -> StoreError:
-    """What the operating system, or a file system of fsspec, said about a file."""
-    cause = error.strerror or _one_line(error)
-    kind, hint = _BY_ERRNO.get(error.errno or 0) or _by_class(error)
-    return kind(operation, key, cause, hint=hint)
-
-
-def _by_class(error: OSError) -> _Verdict:
-    # fsspec raises these without a number.
-    kinds = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
-    return next((_BY_ERRNO[number] for kind, number in kinds.items() if isinstance(error, kind)), (StoreError, ""))
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, boto.EndpointConnectionError):
-        # Its own text says "could not connect" also of a connection that broke later.
-        return f"{error.kwargs.get('endpoint_url', '')}: {error.kwargs.get('error') or 'no connection'}"
-    text = " ".join(str(error).split())
-    return text if text and not isinstance(error, ValueError | LookupError) else f"{type(error).__name__}: {text}"

@@ -381,7 +381,7 @@ def test_an_object_replaced_between_two_ranges_is_not_mixed(s3_env):
 
 
 def test_only_the_parts_that_were_lost_go_up_again(s3_env):
-    data = os.urandom(20 * MIB)
+    data = os.urandom(40 * MIB)
     told: list[int] = []
     with Proxy(s3_env.url) as proxy:
         proxy.on("PUT", "partNumber=2", reset())
