@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from spotckpt.agent import room
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.spool import RunSpool, SpoolSlot
 from spotckpt.deadline import Deadline
-from spotckpt.errors import AgentError, SpoolError
+from spotckpt.errors import SpoolError
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,28 +60,16 @@ class Lender:
         Raises:
             SpoolError: there is no room for even one, or the spool cannot be used.
         """
-        with self._changed:
+        with self._changed, _translated(self._spool.path):
             self._spool.reclaim()
             while True:
                 check()
-                slot = self._try(size_bytes, step)
+                slot = self._take(size_bytes, step)
                 self.starved = slot is None and not self._growing
                 if slot is not None or (deadline.passed and not (self._growing and size_bytes <= QUICK_BYTES)):
                     return slot
                 self._changed.notify_all()  # an upload that could wait is urgent now
                 self._changed.wait(min(max(deadline.seconds_left, 0.01), _LOOK_S))
-
-    def _try(self, size_bytes: int, step: int) -> SpoolSlot | None:
-        try:
-            return self._take(size_bytes, step)
-        except SpoolError:
-            raise
-        except (OSError, AgentError) as error:
-            why = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) else error.message
-            raise SpoolError(
-                f"{self._spool.path} cannot be used: {why}",
-                hint="make room there, or set SPOTCKPT_SPOOL to another directory",
-            ) from error
 
     def prepare(self, size_bytes: int) -> list[SpoolSlot]:
         """Allocates every slot that there is room for, before the first is needed; those that fit."""
@@ -160,6 +150,18 @@ class Lender:
             self._told.add(note)
             _LOG.warning("%s: %s (%s)", self._spool.token.uri, note, where)
             self._tell(f"{note} ({where})")
+
+
+@contextmanager
+def _translated(spool: Path) -> Iterator[None]:
+    """Names the spool in what the file system says."""
+    try:
+        yield
+    except OSError as error:
+        raise SpoolError(
+            f"{spool} cannot be used: {error.strerror} ({error.filename})",
+            hint="make room there, or set SPOTCKPT_SPOOL to another directory",
+        ) from error
 
 
 def _no_room(size_bytes: int, short: list[room.Shortage]) -> SpoolError:

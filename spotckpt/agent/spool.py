@@ -192,7 +192,8 @@ class SpoolSlot:
             Why it is not where it would be best, and, if it is nowhere (`allocated_bytes` tells), why not.
         """
         try:
-            make_private_dir(self.path)
+            for directory in (self.path.parent, self.path):
+                make_private_dir(directory)
         except AgentError as error:
             return [room.Shortage(self.path, size_bytes, error.message)]
         short = []

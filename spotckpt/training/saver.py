@@ -177,6 +177,7 @@ class Saver:
             self.skipped += 1
             self._schedule.postpone(BUSY_RETRY_S)
             return
+        self._has_sealed = self._has_sealed or not self._stager.under_way
         self._schedule.restart(self._state.step)
         self.requested = self.session.news.early = False
         self._evaluation.improved = False

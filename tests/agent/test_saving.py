@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import time
 from pathlib import Path
+
+import pytest
 
 from tests.agent.harness import STALE_S, Machine, heartbeat
 from tests.support.checker import check
@@ -187,3 +191,44 @@ def test_with_room_for_one_a_snapshot_waits_for_the_upload_before(here: Machine,
         assert "one snapshot only" in told
         assert f"{here.spool}" in told
         here.end()
+
+
+@pytest.mark.fault(86)
+def test_saves_faster_than_uploads_take_three_slots_and_the_newest_wins(here: Machine, s3_env: S3Env) -> None:
+    with Proxy(s3_env.url, bytes_per_s=4e6) as proxy:
+        here.agent()
+        trainer = here.trainer(**s3_env.behind(proxy.url).environment)
+        trainer.open(s3_env.uri)
+        staged = []
+        for step in range(1, 41):
+            reply = trainer.stage(s3_env.uri, step, numbers=200_000)
+            staged += [] if reply.get("busy") else [reply["snapshot"]]
+            assert len(here.runs()[0]["slots"]) <= 3
+        assert len(staged) > 5
+        proxy.bytes_per_s = None
+        closed = trainer.call("close", uri=s3_env.uri, deadline_s=60)
+    assert closed["acknowledged"] and closed["committed"] == staged[-1]
+    committed = [event["id"] for event in trainer.events("committed")]
+    assert committed == sorted(committed) and set(committed) <= set(staged)
+    assert len(committed) < len(staged), "every snapshot was uploaded: nothing was slow here"
+    assert str(check(s3_env.uri, committed)) == staged[-1]
+
+
+@pytest.mark.fault(84)
+def test_an_agent_without_descriptors_goes_on_when_it_has_some_again(here: Machine, uri: str) -> None:
+    agent = here.agent()
+    trainer = here.trainer()
+    trainer.open(uri)
+    trainer.wait_committed(trainer.stage(uri, 1)["snapshot"])
+    slot = trainer.call("slot", uri=uri, size_bytes=4000, step=2)
+    before = resource.prlimit(agent.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    trainer.reply(trainer.start("fill", slot=slot, step=2))
+    told = trainer.answer(trainer.start("call", op="sealed", fields={"uri": uri, "generation": slot["generation"]}))
+    assert told.get("error") in (None, "SpoolError", "AgentError")
+    time.sleep(1.5)  # some turns of the agent's
+    assert agent.popen.poll() is None
+    resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, before)
+    trainer.wait_committed(slot["snapshot"])
+    trainer.wait_committed(trainer.stage(uri, 3)["snapshot"])
+    assert trainer.call("close", uri=uri, deadline_s=20)["acknowledged"]

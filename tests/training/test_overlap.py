@@ -18,7 +18,7 @@ from spotckpt.training.capture import Capture, capture
 from spotckpt.training.copying import copy_into
 from spotckpt.training.cores import cores
 from spotckpt.training.staging import Facts, Stager, Torn
-from tests.training.staging_area import StagingArea
+from tests.support.staging_area import StagingArea
 
 WIDTH = 512
 

@@ -12,6 +12,7 @@ from spotckpt.agent.slots import Slot
 from spotckpt.agent.spool import RunSpool, Spool, Token
 from spotckpt.deadline import Deadline
 from spotckpt.snapshot.staged import Staged
+from spotckpt.training.news import News
 
 
 class StagingArea:
@@ -20,10 +21,17 @@ class StagingArea:
     def __init__(self, spool: Path, disk: Path, *, slots: int = 3) -> None:
         spool.mkdir(mode=0o700, parents=True, exist_ok=True)
         token = Token("file:///x/run", "r" * 16, 1, "n", 0, 1, 1, boot_id(), pid_namespace(), 2.0, 10.0, based=True)
-        self.run: RunSpool = Spool(spool, disk).create(token)
+        self.spool = Spool(spool, disk)
+        self.run: RunSpool = self.spool.create(token)
+        self.news = News(token.uri)
         self.told: list[str] = []
         options = AgentOptions(slots=slots, reserve_bytes=0)
         self.lender = Lender(self.run, options, threading.Condition(), self.told.append)
+
+    def again(self) -> RunSpool:
+        """What the next agent would find."""
+        (found,) = self.spool.load()
+        return found
 
     # what a session does
 
