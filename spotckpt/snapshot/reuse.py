@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import Manifest, PackRef
-from spotckpt.snapshot.pack import Layout, TensorSpec
+from spotckpt.snapshot.pack import Layout
 from spotckpt.snapshot.part import Chunk, Part, TensorEntry
 
 PROBE_BYTES = 4096
@@ -24,43 +24,47 @@ MAX_OLD_PACKS = 16
 
 
 class Place(NamedTuple):
-    """A tensor of the parent: its one chunk, the pack that it lies in, and the digest of its first bytes, if known."""
+    """Where the parent has a tensor: its one chunk, and the pack that it lies in."""
 
-    spec: TensorSpec
     chunk: Chunk
     pack: PackRef
-    probe: str | None = None
 
 
 @dataclass(frozen=True)
 class Previous:
-    """What is known of a committed snapshot: its tensors by name."""
+    """What is known of a committed snapshot.
+
+    Attributes:
+        snapshot: its id.
+        packs: in the order of its part.
+        tensors: by name, with the digest of the first bytes if it is known.
+    """
 
     snapshot: SnapshotId
-    places: Mapping[str, Place]
+    packs: tuple[PackRef, ...]
+    tensors: Mapping[str, tuple[TensorEntry, str | None]]
 
 
 def previous_of(manifest: Manifest, part: Part, probes: Sequence[str] | None = None) -> Previous:
     """What a child may refer to. `probes`: of each tensor of the part, if they are known."""
     packs = {pack.key: pack for pack in manifest.packs}
-    places = {}
-    for entry, probe in zip(part.tensors, probes or repeat(None), strict=False):
-        if len(entry.chunks) == 1:
-            (chunk,) = entry.chunks
-            places[entry.name] = Place(TensorSpec(*entry[:4]), chunk, packs[part.packs[chunk.pack]], probe)
-    return Previous(manifest.snapshot, places)
+    with_probes = zip(part.tensors, probes or repeat(None), strict=False)
+    tensors = dict(zip((entry.name for entry in part.tensors), with_probes, strict=True))
+    return Previous(manifest.snapshot, tuple(packs[key] for key in part.packs), tensors)
 
 
 def candidates(tensors: Sequence[TensorEntry], probes: Sequence[str], previous: Previous) -> dict[int, Place]:
     """By index, where the parent has a tensor of the same kind whose bytes may be the same."""
     found = {}
     for index, (entry, probe) in enumerate(zip(tensors, probes, strict=True)):
-        place = previous.places.get(entry.name)
-        if place is None or place.spec != entry[:4]:
+        before, known = previous.tensors.get(entry.name, (None, None))
+        if before is None or before[:4] != entry[:4] or len(before.chunks) != 1:
             continue
-        known = place.chunk.digest if is_probed_whole(entry) else place.probe
+        (chunk,) = before.chunks
+        if is_probed_whole(entry):
+            known = chunk.digest
         if known is None or known == probe:
-            found[index] = place
+            found[index] = Place(chunk, previous.packs[chunk.pack])
     return found
 
 

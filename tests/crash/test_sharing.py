@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from spotckpt.snapshot import save
+from spotckpt.snapshot.hashing import Hashing
+from spotckpt.snapshot.part import TensorEntry
 from spotckpt.snapshot.reuse import Place, Previous, candidates, worth_keeping
 from tests.crash.conftest import NewRun
 from tests.crash.test_planted import expect_caught
@@ -127,38 +128,40 @@ def test_planted_half_counted_over_all_packs(new_run: NewRun, monkeypatch: pytes
     expect_caught(lives(new_run, REAL), "keeps .* for .* bytes of it")
 
 
-def test_planted_grandparent_s_packs(new_run: NewRun) -> None:
-    """Remembers every pack that it ever sent."""
-    known: dict[str, list[Place]] = {}
+def test_planted_grandparent_s_packs(new_run: NewRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remembers everything that it ever sent."""
+    known: dict[tuple[str, str], Place] = {}
 
-    def remembers(store, staged, data, *, previous, **options):
-        if previous is not None:
-            digests = save._Tensors(staged, data, lambda _: None).probes  # of tensors this small they are
-            places = dict(previous.places)
-            for spec, digest in zip(staged.specs, digests, strict=True):
-                same = [place for place in known.get(spec.name, []) if place.chunk.digest == digest]
-                places[spec.name] = same[-1] if same else places[spec.name]
-            previous = Previous(previous.snapshot, places)
-        manifest, sent = save.upload(store, staged, data, previous=previous, **options)
-        for name, place in sent.places.items():
-            known.setdefault(name, []).append(place)
-        return manifest, sent
+    def all_candidates(tensors: Sequence[TensorEntry], probes: Sequence[str], previous: Previous) -> dict[int, Place]:
+        for entry, _ in previous.tensors.values():
+            (chunk,) = entry.chunks
+            known[entry.name, chunk.digest] = Place(chunk, previous.packs[chunk.pack])
+        # of tensors this small the probe is the digest
+        found = [known.get((entry.name, probe)) for entry, probe in zip(tensors, probes, strict=True)]
+        return {index: place for index, place in enumerate(found) if place is not None}
 
-    expect_caught(lives(new_run, replace(REAL, upload=remembers)), "refers to .*, which its parent does not name")
+    monkeypatch.setattr(save, "candidates", all_candidates)
+    expect_caught(lives(new_run, REAL), "refers to .*, which its parent does not name")
 
 
 def test_planted_same_kind_taken_for_same_bytes(new_run: NewRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trusts a probe that does not look."""
-    monkeypatch.setattr(
-        save._Tensors,
-        "unchanged",
-        lambda self, previous: worth_keeping(candidates(self.table, _known(self, previous), previous)),
-    )
+    def trusting(self: save._Tensors, previous: Previous) -> dict[int, Place]:
+        probes = [previous.tensors[entry.name][0].chunks[0].digest for entry in self.table]
+        return worth_keeping(candidates(self.table, probes, previous))
+
+    monkeypatch.setattr(save._Tensors, "unchanged", trusting)
     expect_caught(lives(new_run, REAL), "mixes steps")
 
 
-def _known(tensors: save._Tensors, previous: Previous) -> list[str]:
-    return [previous.places[entry.name].chunk.digest for entry in tensors.table]
+def test_planted_digest_of_other_bytes(new_run: NewRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes each tensor from one element too early on."""
+
+    def early(spans: Sequence[tuple[int, int]], hashed: Callable[[int], None]) -> Hashing:
+        return Hashing([(offset - 4, length) for offset, length in spans], hashed)
+
+    monkeypatch.setattr(save, "is_probed_whole", lambda entry: False)
+    monkeypatch.setattr(save, "Hashing", early)
+    expect_caught(lives(new_run, REAL), "does not match its digest")
 
 
 def test_planted_old_packs_not_looked_at(new_run: NewRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,14 +22,13 @@ from spotckpt.snapshot.fetch import read_manifest, read_part, read_tensors, veri
 from spotckpt.snapshot.keys import SnapshotId, manifest_key, pack_key, part_key
 from spotckpt.snapshot.manifest import Manifest, PackRef
 from spotckpt.snapshot.pack import TensorSpec
-from spotckpt.snapshot.part import Chunk, Part, TensorEntry
+from spotckpt.snapshot.part import Chunk, TensorEntry
 from spotckpt.snapshot.reuse import (
     MAX_OLD_PACKS,
     PROBE_BYTES,
     Place,
     Previous,
     candidates,
-    previous_of,
     ranges,
     worth_keeping,
 )
@@ -145,8 +145,8 @@ def test_any_history_is_found_again_and_refers_to_its_parent_s_packs_only(data: 
 PACK = PackRef(pack_key(sid(1, 0)), 1008, 8, "0" * 64)
 
 
-def place(name: str, length: int, pack: PackRef = PACK, digest: str = "d" * 64, probe: str | None = None) -> Place:
-    return Place(TensorSpec(name, "U8", (length,)), Chunk(0, 8, length, (0,), (length,), digest), pack, probe)
+def place(length: int, pack: PackRef = PACK) -> Place:
+    return Place(Chunk(0, 8, length, (0,), (length,), "d" * 64), pack)
 
 
 def packs_of(lengths: Mapping[str, int]) -> dict[str, PackRef]:
@@ -160,7 +160,7 @@ def packs_of(lengths: Mapping[str, int]) -> dict[str, PackRef]:
 def test_what_is_kept_fills_at_least_half_of_each_pack(sizes: dict[str, int], live: list[tuple[int, int]]) -> None:
     packs = packs_of(sizes)
     names = sorted(packs)
-    found = {i: place(f"t{i}", size, packs[names[number % len(names)]]) for i, (number, size) in enumerate(live)}
+    found = {i: place(size, packs[names[number % len(names)]]) for i, (number, size) in enumerate(live)}
     kept = worth_keeping(found)
     assert kept.items() <= found.items()
     bytes_in = {pack: sum(one.chunk.length for one in found.values() if one.pack == pack) for pack in packs.values()}
@@ -174,6 +174,12 @@ def test_what_is_kept_fills_at_least_half_of_each_pack(sizes: dict[str, int], li
         assert sum(index in kept for index in mine) in (0, len(mine))
         if half and pack not in used:
             assert len(used) == MAX_OLD_PACKS and bytes_in[pack] <= min(bytes_in[one] for one in used)
+
+
+def test_of_too_many_packs_those_with_most_of_the_bytes_are_kept() -> None:
+    packs = packs_of({f"{number}": 10 + number for number in range(MAX_OLD_PACKS + 4)})
+    kept = worth_keeping({int(name): place(10 + int(name), pack) for name, pack in packs.items()})
+    assert sorted(kept) == list(range(4, MAX_OLD_PACKS + 4))
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=12))
@@ -191,21 +197,19 @@ def test_ranges_are_what_was_asked_for_without_neighbours(sizes: list[tuple[int,
 
 
 @pytest.mark.parametrize("other", [{"dtype": "I8"}, {"shape": (1, 9000)}, {"stride": (1,)}, {"name": "another"}])
-def test_a_tensor_of_another_kind_is_no_candidate(other: dict[str, object]) -> None:
-    known = place("t", 9000)
-    previous = Previous(sid(1, 0), {"t": known})
-    same, another = (TensorEntry.staged(known.spec._replace(**fields), 0, 9000) for fields in ({}, other))
-    assert candidates([same], ["p"], previous) == {0: known}
+def test_a_tensor_of_another_kind_is_no_candidate(other: dict[str, Any]) -> None:
+    spec = TensorSpec("t", "U8", (9000,))
+    known, another = (TensorEntry.staged(one, 0, 9000) for one in (spec, spec._replace(**other)))
+    previous = Previous(sid(1, 0), (PACK,), {"t": (known, None)})
+    assert candidates([known], ["p"], previous) == {0: Place(known.chunks[0], PACK)}
     assert candidates([another], ["p"], previous) == {}
 
 
-def test_a_tensor_in_several_chunks_is_sent_again(line: Line) -> None:
-    manifest = line.save({"t": words(8000, 0)})
-    part = read_part(line.store, manifest)
-    (whole,) = part.tensors[0].chunks
-    halves = tuple(whole._replace(start=(start,), shape=(1000,)) for start in (0, 1000))
-    boxes = Part(part.snapshot, 0, part.packs, None, (part.tensors[0]._replace(chunks=halves),))
-    assert previous_of(manifest, boxes).places == {}
+def test_a_tensor_in_several_chunks_is_sent_again() -> None:
+    whole = TensorEntry.staged(TensorSpec("t", "U8", (9000,)), 0, 9000)
+    halves = tuple(whole.chunks[0]._replace(start=(start,), shape=(4500,)) for start in (0, 4500))
+    previous = Previous(sid(1, 0), (PACK,), {"t": (whole._replace(chunks=halves), None)})
+    assert candidates([whole], ["p"], previous) == {}
 
 
 # what is sent and hashed
