@@ -21,6 +21,8 @@ from spotckpt.training.leaves import encode_leaf
 from spotckpt.training.objects import kind_of, state_of, why_suspicious
 from spotckpt.training.tensors import Storable, dtype_name, memory_strides
 
+_PLAIN_STEPS = re.compile(r"(?:\.\w+|\[\w+\])*")
+_AS_SLASHES = str.maketrans({".": "/", "[": "/", "]": None})
 _STEP = re.compile(r"\.(\w+)|\[(.*?)\](?=[.\[]|$)", re.DOTALL)
 
 
@@ -37,7 +39,7 @@ class Capture:
         self.tree: dict[str, Any] = {"objects": {}, "run": {}}
         self.tensors: list[Storable] = []
         self.names: list[str] = []
-        self._rows: dict[tuple[object, ...], int] = {}
+        self._rows: dict[int, list[int]] = {}
         self._taken: dict[str, int] = {}
 
     @cached_property
@@ -77,14 +79,16 @@ class Capture:
         )
 
     def _add(self, value: Storable, name: str) -> int:
-        if isinstance(value, torch.Tensor):
+        if not isinstance(value, np.ndarray) and value.requires_grad:
             value = value.detach()
-        key = _identity(value)
-        if key not in self._rows or value.nbytes == 0:
-            self._rows[key] = len(self.tensors)
-            self.tensors.append(value)
-            self.names.append(self._unique(name))
-        return self._rows[key]
+        rows = self._rows.setdefault(_address(value), [])
+        for row in rows if value.nbytes else ():
+            if _identity(self.tensors[row]) == _identity(value):
+                return row
+        rows.append(len(self.tensors))
+        self.tensors.append(value)
+        self.names.append(self._unique(name))
+        return rows[-1]
 
     def _unique(self, name: str) -> str:
         self._taken[name] = self._taken.get(name, 0) + 1
@@ -99,15 +103,21 @@ def _top_level_keys(value: object) -> dict[int, str]:
 
 
 def _slashes(path: str) -> str:
+    if _PLAIN_STEPS.fullmatch(path):
+        return path.translate(_AS_SLASHES)
     steps = (attribute or index.strip("'\"") for attribute, index in _STEP.findall(path))
     return "".join(f"/{step}" for step in steps)
 
 
+def _address(value: Storable) -> int:
+    return value.ctypes.data if isinstance(value, np.ndarray) else value.data_ptr()
+
+
 def _identity(value: Storable) -> tuple[object, ...]:
-    """Equal for tensors that are the same memory seen alike. The table keeps them alive, so no place recurs."""
+    """Equal for tensors at one address that see it alike. The table keeps them alive, so no address recurs."""
     if isinstance(value, np.ndarray):
-        return ("array", value.__array_interface__["data"][0], value.shape, value.strides, value.dtype.str)
-    place = (value.device, value.data_ptr(), value.storage_offset(), tuple(value.shape), value.stride())
+        return ("array", value.shape, value.strides, value.dtype.str)
+    place = (value.device, value.storage_offset(), tuple(value.shape), value.stride())
     return (*place, value.dtype, value.is_conj(), value.is_neg())
 
 

@@ -18,7 +18,7 @@ import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from spotckpt.errors import Corrupt, EncodeError
-from spotckpt.training.tensors import why_not_storable
+from spotckpt.training.tensors import PLAIN_TYPES, why_not_storable
 
 _DTYPE = re.compile(r"[a-z0-9_]+")
 
@@ -34,6 +34,8 @@ def encode_leaf(value: Any, path: str, add: Callable[[torch.Tensor, str], int]) 
     Raises:
         EncodeError: a tensor that cannot be stored.
     """
+    if type(value) in PLAIN_TYPES:  # first: most values are, and torch's isinstance is slow
+        return _tensor_node(value, path, add)
     if isinstance(value, (UninitializedParameter, UninitializedBuffer)):
         return {"$uninitialized": "parameter" if isinstance(value, UninitializedParameter) else "buffer"}
     if isinstance(value, torch.Tensor):
@@ -50,8 +52,8 @@ def _tensor_node(value: torch.Tensor, path: str, add: Callable[[torch.Tensor, st
         hint = "store value.detach() or value.item()" if "autograd" in reason else "store a plain dense tensor"
         raise EncodeError(f"{path}: {reason}", hint=hint)
     node: dict[str, Any] = {"$tensor": add(value, path)}
-    is_parameter = isinstance(value, torch.nn.Parameter)
-    if value.device.type != "cpu":
+    is_parameter = type(value) is torch.nn.Parameter
+    if not value.is_cpu:
         node["device"] = str(value.device)
     if is_parameter:
         node["parameter"] = True

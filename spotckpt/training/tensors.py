@@ -47,20 +47,37 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _ARRAY_TYPES = {name: text for text, name in ARRAY_DTYPES.items()}
 
+PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
+"""Of these exact types are the tensors that can be stored."""
+
 Storable = torch.Tensor | np.ndarray[Any, Any]
 
 
 def why_not_storable(tensor: torch.Tensor) -> str:
     """What keeps a tensor from being stored; empty when nothing does."""
+    if _is_plain(tensor):
+        return ""
     reasons = (
         (tensor.is_nested, "nested tensor"),
         (tensor.layout != torch.strided, f"tensor of the layout {tensor.layout}"),
         (tensor.device.type == "meta", "tensor on the meta device, which holds no values"),
-        (type(tensor) not in (torch.Tensor, torch.nn.Parameter), f"tensor of the type {_name(type(tensor))}"),
+        (type(tensor) not in PLAIN_TYPES, f"tensor of the type {_name(type(tensor))}"),
         (tensor.dtype not in DTYPE_NAMES, f"tensor of {tensor.dtype}"),
         (tensor.grad_fn is not None, "tensor that is part of an autograd graph"),
     )
     return next((reason for holds, reason in reasons if holds), "")
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether none of the reasons holds: of thousands of tensors, hardly one is asked further."""
+    return (
+        type(tensor) in PLAIN_TYPES
+        and tensor.layout is torch.strided
+        and tensor.dtype in DTYPE_NAMES
+        and tensor.grad_fn is None
+        and not tensor.is_meta
+        and not tensor.is_nested
+    )
 
 
 def _name(kind: type) -> str:
