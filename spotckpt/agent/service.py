@@ -7,6 +7,7 @@ is done by the runs' and connections' own threads.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import queue
@@ -36,6 +37,8 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK_S = 1.0
 _LONG_LOOK_S = 30.0
 _POKE = b"\0"
+_OBJECTS_BETWEEN_COLLECTIONS = 100_000
+"""The table of a large state is tens of thousands of tuples in no cycle: looking for one doubles their cost."""
 
 
 def run(options: AgentOptions) -> int:
@@ -54,6 +57,7 @@ def run(options: AgentOptions) -> int:
         return error.exit_status
     if options.detach and not entry.detach():
         return 0
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     return _Service(options, entry).serve()
 
 

@@ -51,6 +51,10 @@ class PackRef:
     header_length: int
     header_digest: str
 
+    def __hash__(self) -> int:
+        # each of ten thousand tensors is looked up by its pack; a string knows its own hash
+        return hash(self.key)
+
     @classmethod
     def from_fields(cls, fields: Fields) -> PackRef:
         """Reads it. A key outside the grammar is Corrupt."""

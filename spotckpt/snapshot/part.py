@@ -53,11 +53,6 @@ class TensorEntry(NamedTuple):
     stride: tuple[int, ...] | None
     chunks: tuple[Chunk, ...]
 
-    @classmethod
-    def staged(cls, spec: TensorSpec, offset: int, length: int) -> TensorEntry:
-        """The entry of a tensor that lies at that offset of a data section as one chunk."""
-        return cls(*spec, (Chunk(0, offset, length, (0,) * len(spec.shape), spec.shape),))
-
     @property
     def size_bytes(self) -> int:
         """Bytes of the whole tensor."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 from spotckpt.snapshot.envelope import unwrap, wrap
@@ -13,13 +14,18 @@ from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import REASONS, bests_from_json, bests_to_json
 from spotckpt.snapshot.metrics import Best
 from spotckpt.snapshot.pack import Layout, TensorSpec, kinds_of, layout
-from spotckpt.snapshot.part import MAX_PART_BYTES, TensorEntry, specs_from
+from spotckpt.snapshot.part import MAX_PART_BYTES, Chunk, TensorEntry, specs_from
 
 
 def table(specs: Sequence[TensorSpec], plan: Layout) -> tuple[TensorEntry, ...]:
-    """The tensor table of a data section that is laid out so."""
+    """The tensor table of a data section that is laid out so: each tensor one chunk of pack 0, without a digest."""
+    if not specs:
+        return ()
+    names, dtypes, shapes, strides = zip(*specs, strict=True)
     sizes = [kind.size_bytes for kind in kinds_of(specs)]
-    return tuple(map(TensorEntry.staged, specs, plan.offsets, sizes))
+    starts = [(0,) * len(shape) for shape in shapes]
+    chunks = zip(map(Chunk, repeat(0), plan.offsets, sizes, starts, shapes), strict=True)
+    return tuple(map(TensorEntry, names, dtypes, shapes, strides, chunks))
 
 
 @dataclass(frozen=True)
