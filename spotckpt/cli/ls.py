@@ -83,7 +83,7 @@ def _snapshots(rows: Sequence[SnapshotRow], now: float) -> Any:
         else (
             row.snapshot,
             str(row.step),
-            str(row.epoch),
+            "-" if row.epoch is None or row.epoch < 0 else str(row.epoch),
             row.reason + (" (end)" if row.finished and row.reason != "final" else ""),
             _when(row.committed, now),
             output.size(row.data_bytes),

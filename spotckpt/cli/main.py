@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as error:
-        error.show()
+        _show(error)
         return UsageError.exit_status
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED_BY_USER
@@ -106,3 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"spotckpt: error: {error}", err=True)
         return error.exit_status
     return status if isinstance(status, int) else 0
+
+
+def _show(error: click.ClickException) -> None:
+    """What is wrong with the command line and where to look, in one line like every other error."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return
+    what = " ".join(error.format_message().split()).rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context else "spotckpt"
+    click.echo(f"spotckpt: error: {what[:1].lower()}{what[1:]}; see: {command} --help", err=True)

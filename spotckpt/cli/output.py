@@ -1,4 +1,4 @@
-"""How the command line looks: tables of at most 100 columns on a terminal, plain text in a pipe, JSON on request."""
+"""How the command line looks: tables as wide as the terminal, plain text in a pipe, JSON on request."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 WIDTH = 100
+"""Of text; a table may be wider."""
+_UNLIMITED = 10_000
 _GAP = 2
 _LEAST_ELASTIC = 8
 
@@ -35,13 +37,13 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def console(file: TextIO | None = None) -> Console:
+def console(file: TextIO | None = None, *, most: int = WIDTH) -> Console:
     """A console on standard output, or on `file`: without colours, and as wide as allowed, where nobody watches."""
     file = file or sys.stdout
     if not file.isatty():
-        return _Console(file=file, width=WIDTH, color_system=None, force_terminal=False, highlight=False)
+        return _Console(file=file, width=most, color_system=None, force_terminal=False, highlight=False)
     found = Console(file=file, highlight=False)
-    return _Console(file=file, width=min(found.width, WIDTH), highlight=False)
+    return _Console(file=file, width=min(found.width, most), highlight=False)
 
 
 def emit(document: object) -> None:
@@ -49,9 +51,9 @@ def emit(document: object) -> None:
     click.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def emit_table(table: Table) -> None:
-    """Prints a table; in a pipe no line ends in blanks."""
-    out = console()
+def emit_table(table: Table, *, most: int = _UNLIMITED) -> None:
+    """Prints a table; in a pipe nothing is cut, and no line ends in blanks."""
+    out = console(most=most)
     if out.is_terminal:
         out.print(table)
         return
@@ -72,7 +74,7 @@ def emit_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     made.add_column(overflow="fold")
     for name, value in pairs:
         made.add_row(escape(name), escape(value))
-    emit_table(made)
+    emit_table(made, most=WIDTH)
 
 
 def table(
@@ -91,7 +93,7 @@ def table(
     places = list(range(len(columns)))
     if elastic:
         place = columns.index(elastic)
-        room = console().width - sum(widths) - _GAP * (len(columns) - 1) + widths[place]
+        room = console(most=_UNLIMITED).width - sum(widths) - _GAP * (len(columns) - 1) + widths[place]
         widths[place] = min(widths[place], room)
         places = [other for other in places if other != place or room >= _LEAST_ELASTIC]
     for place in places:

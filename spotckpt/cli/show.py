@@ -95,7 +95,7 @@ def _show(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[Snaps
 
 
 def _facts(manifest: Manifest, ancestors: list[SnapshotId]) -> Iterator[tuple[str, str]]:
-    epoch = f", epoch {manifest.epoch}"
+    epoch = f", epoch {manifest.epoch}" if manifest.epoch >= 0 else ""
     yield "position", f"step {manifest.step}{epoch}" + (", the run is finished" if manifest.finished else "")
     when = f"{output.moment(manifest.committed)}, {output.ago(time.time() - manifest.committed)} ago"
     yield "committed", f"{when} ({manifest.reason})"

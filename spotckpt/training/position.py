@@ -75,6 +75,11 @@ class Position:
         return self._place.epoch
 
     @property
+    def has_epochs(self) -> bool:
+        """Whether `epochs` was called."""
+        return self._place.loop > 0
+
+    @property
     def batch(self) -> int:
         """In a loop's body the index of its batch, at the boundary after it the number consumed; 0 outside."""
         return self._active["count"] if self._active else 0

@@ -241,7 +241,7 @@ class Run:
         """What a manifest says of this point besides the state."""
         return Facts(
             step=self._step,
-            epoch=self.epoch,
+            epoch=self.epoch if self._position.has_epochs else -1,
             latest=self._history.latest(),
             best=self._history.bests(),
             evaluated=dict(self._evaluation.values),

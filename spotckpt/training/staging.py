@@ -34,7 +34,7 @@ class Facts:
 
     Attributes:
         step: boundaries counted.
-        epoch: in progress or next.
+        epoch: in progress or next; -1 without epochs.
         latest: the last value of each metric.
         best: the best values, by `set/name:mode`.
         evaluated: the metrics measured with exactly these weights.

@@ -296,4 +296,5 @@ def _say_changes(beginning: Beginning) -> None:
 
 def _where(saved: Saved) -> str:
     at = saved.own("at", {})
-    return f"step {saved.manifest.step}, epoch {saved.manifest.epoch}, batch {at.get('batch', 0)}"
+    epoch = f", epoch {saved.manifest.epoch}" if saved.manifest.epoch >= 0 else ""
+    return f"step {saved.manifest.step}{epoch}, batch {at.get('batch', 0)}"

@@ -150,12 +150,18 @@ def test_looking_changes_nothing(local_run, verb):
 
 @pytest.mark.parametrize("columns", [60, 80, 100, 200])
 @pytest.mark.parametrize("verb", ["ls", "show", "verify"])
-def test_no_line_is_wider_than_the_terminal_or_100(local_run, verb, columns):
+def test_no_line_is_wider_than_the_terminal(local_run, verb, columns):
     plain = ok(verb, local_run.uri).splitlines()
     address = max(len(line) for line in plain if line.startswith("file://")) if verb != "verify" else 0
-    assert max(len(line) for line in plain if not line.startswith("file://")) <= 100
     shown = on_terminal(verb, local_run.uri, columns=columns, NO_COLOR="1", TERM="dumb").out
-    assert max(len(line.rstrip("\r")) for line in shown.split("\n")) <= max(min(columns, 100), address)
+    assert max(len(line.rstrip("\r")) for line in shown.split("\n")) <= max(columns, address)
+
+
+def test_metrics_are_whole_where_there_is_room(local_run):
+    for text in (ok("ls", local_run.uri), on_terminal("ls", local_run.uri, columns=250).out):
+        assert "…" not in text
+        assert "train/loss" in text.partition("METRICS")[2] and "valid/top1" in text.partition("METRICS")[2]
+    assert "…" in on_terminal("ls", local_run.uri, columns=100).out
 
 
 def test_no_line_ends_in_blanks_in_a_pipe(local_run):

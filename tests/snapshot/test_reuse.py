@@ -40,6 +40,11 @@ from tests.support import checker
 Arrays = Mapping[str, np.ndarray]
 
 
+def entry(spec: TensorSpec, offset: int, length: int) -> TensorEntry:
+    """A staged tensor at that offset."""
+    return TensorEntry(*spec, (Chunk(0, offset, length, (0,) * len(spec.shape), spec.shape),))
+
+
 @dataclass
 class Line:
     """Snapshots one after the other, each the child of the one before."""
@@ -186,7 +191,7 @@ def test_of_too_many_packs_those_with_most_of_the_bytes_are_kept() -> None:
 def test_ranges_are_what_was_asked_for_without_neighbours(sizes: list[tuple[int, bool]]) -> None:
     offset, entries, wanted, expected = 0, [], [], []
     for index, (size, asked) in enumerate(sizes):
-        entries.append(TensorEntry.staged(TensorSpec(f"t{index}", "U8", (size,)), offset, size))
+        entries.append(entry(TensorSpec(f"t{index}", "U8", (size,)), offset, size))
         if asked:
             wanted.append(index)
             expected += range(offset, offset + size)
@@ -199,14 +204,14 @@ def test_ranges_are_what_was_asked_for_without_neighbours(sizes: list[tuple[int,
 @pytest.mark.parametrize("other", [{"dtype": "I8"}, {"shape": (1, 9000)}, {"stride": (1,)}, {"name": "another"}])
 def test_a_tensor_of_another_kind_is_no_candidate(other: dict[str, Any]) -> None:
     spec = TensorSpec("t", "U8", (9000,))
-    known, another = (TensorEntry.staged(one, 0, 9000) for one in (spec, spec._replace(**other)))
+    known, another = (entry(one, 0, 9000) for one in (spec, spec._replace(**other)))
     previous = Previous(sid(1, 0), (PACK,), {"t": (known, None)})
     assert candidates([known], ["p"], previous) == {0: Place(known.chunks[0], PACK)}
     assert candidates([another], ["p"], previous) == {}
 
 
 def test_a_tensor_in_several_chunks_is_sent_again() -> None:
-    whole = TensorEntry.staged(TensorSpec("t", "U8", (9000,)), 0, 9000)
+    whole = entry(TensorSpec("t", "U8", (9000,)), 0, 9000)
     halves = tuple(whole.chunks[0]._replace(start=(start,), shape=(4500,)) for start in (0, 4500))
     previous = Previous(sid(1, 0), (PACK,), {"t": (whole._replace(chunks=halves), None)})
     assert candidates([whole], ["p"], previous) == {}

@@ -34,6 +34,15 @@ def test_loops_run_plainly_and_count_boundaries() -> None:
     assert seen == [(e, e, b, 3 * e + b, 10 * b + 10) for e in range(2) for b in range(3)]
 
 
+def test_a_run_without_epochs_is_in_none() -> None:
+    with spotckpt.open_run() as run:
+        for _ in run.steps(2):
+            assert run.facts().epoch == -1
+        for epoch in run.epochs(2):
+            assert run.facts().epoch == epoch
+        assert run.facts().epoch == 2
+
+
 @pytest.mark.parametrize("number", [-1, 1.5, "3", None])
 def test_numbers_of_epochs_and_steps_are_checked_at_the_call(number: Any) -> None:
     with spotckpt.open_run() as run:
