@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     for name in [name for name in os.environ if name.startswith(("AWS_", "SPOTCKPT_"))]:
         del os.environ[name]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every process is ended all the same
     described = report.machine()
     names = given.names or [name for name in CASES if not (given.quick and name in LONG)]
     found: dict[str, Found] = {}

@@ -124,9 +124,14 @@ class Bench:
     @functools.cached_property
     def keeping(self) -> S3Env:
         """A bucket on a discarding server that keeps."""
+        return self._started(self.keeping_server)
+
+    @functools.cached_property
+    def keeping_server(self) -> Discarding:
+        """Its server."""
         keep = self.memory / "keep"
         keep.mkdir()
-        return self._started(Discarding(keep))
+        return Discarding(keep)
 
     @functools.cached_property
     def seaweed(self) -> S3Env:

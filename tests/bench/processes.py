@@ -15,6 +15,7 @@ from typing import Any
 from spotckpt.agent import paths
 from spotckpt.agent.client import Client
 from spotckpt.errors import AgentError
+from tests.bench.measure import cpu_seconds
 from tests.support.servers import S3Server
 
 POLL_S = 0.002
@@ -54,10 +55,17 @@ class Discarding(S3Server):
         assert self._process is not None
         return self._process.pid
 
-    def received_bytes(self) -> int:
-        """Of bodies, since its start."""
+    def stats(self) -> dict[str, float]:
+        """What came and went since its start, and the CPU seconds that this took."""
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.url}/-stats") as reply:
-            return int(json.load(reply)["received_bytes"])
+            return {**json.load(reply), "cpu_s": cpu_seconds(self.pid)}
+
+    def cost_since(self, before: Mapping[str, float]) -> str:
+        """CPU seconds for each GiB since those `stats`, in words."""
+        used = {name: value - before[name] for name, value in self.stats().items()}
+        moved = used["received_bytes"] + used["sent_bytes"]
+        kind = "server that keeps" if self.keep else "discarding server"
+        return f"{kind}: {used['cpu_s'] / moved * 2**30:.2f} CPU s/GiB of its own, not in the table"
 
 
 class Agent:

@@ -86,7 +86,13 @@ def show(found: Mapping[str, Found], described: Mapping[str, Any]) -> None:
 
 
 def _measurements(rows: Sequence[Row]) -> Table:
-    table = Table(title="median (least to greatest); CPU seconds without the server's", title_justify="left", box=None)
+    table = Table(
+        title="median (least to greatest); CPU seconds without the server's",
+        title_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     table.add_column("case", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("server", no_wrap=True)
@@ -113,7 +119,7 @@ def _spread(spread: Spread) -> str:
 
 def _targets(figures: Mapping[str, float]) -> Table:
     verdicts = judged(figures)
-    table = Table(title="targets", title_justify="left", box=None)
+    table = Table(title="targets", title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("what")
     table.add_column("target", justify="right", no_wrap=True)
     table.add_column("measured", justify="right", no_wrap=True)

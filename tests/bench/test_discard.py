@@ -132,10 +132,11 @@ def test_aws_chunked_bodies_count_by_their_payload(env, server):
 
 
 def test_it_tells_how_many_bytes_came(env, server):
-    before = server.received_bytes()
+    before = server.stats()
     env.client.put_object(Bucket=env.bucket, Key="counted", Body=bytes(LARGE))
     env.client.head_object(Bucket=env.bucket, Key="counted")
-    assert server.received_bytes() - before == LARGE
+    assert server.stats()["received_bytes"] - before["received_bytes"] == LARGE
+    assert "CPU s/GiB" in server.cost_since(before)
 
 
 def test_connections_are_kept_and_the_next_request_is_found(server, env):

@@ -36,25 +36,27 @@ def gpu(bench: Bench) -> Found:
         return Found(remarks=["gpu: there is none here"])
     with bench.saving(bench.discarding, device="cuda") as ours:
         ours.worker.call("compute_for", 2 * ours.worker.call("copy"))
-        return _staged(bench, ours, "added, GPU", "gpu")
+        return _staged(bench, ours, "added, GPU", "gpu", peer=True)
 
 
-def _staged(bench: Bench, ours: Saving, case: str, figure: str) -> Found:
+def _staged(bench: Bench, ours: Saving, case: str, figure: str, *, peer: bool = False) -> Found:
     worker = ours.worker
     worker.call("open", ours.uri, every=f"{FEW} steps", upload_every="1h")
     for _ in range(3):  # every slot is touched
         worker.call("steps", FEW, boundaries=True)
     worker.call("steps", FEW - 1, boundaries=True)  # from here on the first boundary of a block is due
     ours.agent.wait_idle(ours.uri)
-    series = interleaved(
-        {
-            "plain copy": ours.copy,
-            "steps without": lambda: ours.timed("steps", FEW, boundaries=False),
-            "steps with": lambda: ours.timed("steps", FEW, boundaries=True),
-        },
-        ROUNDS * bench.repeats,
-    )
-    added = _difference(series["steps with"], series["steps without"])
+    contenders = {
+        "plain copy": ours.copy,
+        "without": lambda: ours.timed("steps", FEW, boundaries=False),
+        "with spotckpt": lambda: ours.timed("steps", FEW, boundaries=True),
+    }
+    if peer:
+        contenders["with dcp.async_save"] = lambda: ours.timed(
+            "async_steps", FEW, f"s3://{bench.discarding.bucket}/async"
+        )
+    series = interleaved(contenders, ROUNDS * bench.repeats)
+    added = _difference(series["with spotckpt"], series["without"])
     rows = [Row(case, what, samples) for what, samples in {**series, "added": added}.items()]
     return Found(rows, {figure: max(0.0, added.wall.median) / series["plain copy"].wall.median})
 
@@ -76,19 +78,17 @@ def uploaded(bench: Bench) -> Found:
         worker.call("async_steps", 1, f"s3://{bench.discarding.bucket}/async")
         series = interleaved(
             {
-                "steps without": lambda: ours.timed("steps", MANY, boundaries=False),
-                "steps with spotckpt": with_snapshots,
-                "steps with dcp.async_save": lambda: ours.timed(
-                    "async_steps", MANY, f"s3://{bench.discarding.bucket}/async"
-                ),
+                "without": lambda: ours.timed("steps", MANY, boundaries=False),
+                "with spotckpt": with_snapshots,
+                "with dcp.async_save": lambda: ours.timed("async_steps", MANY, f"s3://{bench.discarding.bucket}/async"),
             },
             bench.repeats,
         )
-    without = series["steps without"]
-    added = _difference(series["steps with spotckpt"], without)
-    peer = _difference(series["steps with dcp.async_save"], without)
+    without = series["without"]
+    added = _difference(series["with spotckpt"], without)
+    peer = _difference(series["with dcp.async_save"], without)
     named = {**series, "added by spotckpt": added, "added by dcp.async_save": peer}
-    rows = [Row("added with upload", what, samples, "discarding") for what, samples in named.items()]
+    rows = [Row("added with upload", what, samples, "discards") for what, samples in named.items()]
     return Found(rows, {"added-dcp": max(0.0, added.wall.median) / max(1e-9, peer.wall.median)})
 
 
@@ -103,13 +103,13 @@ def throughput(bench: Bench) -> Found:
         steps = round(240 / scale / 0.05)
         series = interleaved(
             {
-                "steps without": lambda: ours.timed("steps", steps, boundaries=False),
-                "steps with": lambda: ours.timed("steps", steps, boundaries=True),
+                "without": lambda: ours.timed("steps", steps, boundaries=False),
+                "with spotckpt": lambda: ours.timed("steps", steps, boundaries=True),
             },
             bench.repeats,
         )
-    added = _difference(series["steps with"], series["steps without"])
-    lost = 100 * added.wall.median / series["steps without"].wall.median
+    added = _difference(series["with spotckpt"], series["without"])
+    lost = 100 * added.wall.median / series["without"].wall.median
     rows = [Row("throughput", what, samples) for what, samples in {**series, "added": added}.items()]
     return Found(rows, {"throughput": max(0.0, lost)})
 

@@ -19,7 +19,11 @@ NEVER_BEST = {"awscrt"}  # it hands each chunk to Python
 
 def restore(bench: Bench) -> Found:
     """From a server that sends files without reading them."""
-    return _restore(bench, bench.keeping, "discarding, keeps")
+    server = bench.keeping
+    before = bench.keeping_server.stats()
+    found = _restore(bench, server, "keeps")
+    found.remarks.append(bench.keeping_server.cost_since(before))
+    return found
 
 
 def restore_seaweed(bench: Bench) -> Found:

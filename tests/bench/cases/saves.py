@@ -19,7 +19,11 @@ SLOTS = 3
 
 def save(bench: Bench) -> Found:
     """On the discarding server."""
-    return _save(bench, bench.discarding, "discarding")
+    server = bench.discarding
+    before = bench.discarding_server.stats()
+    found = _save(bench, server, "discards")
+    found.remarks.append(bench.discarding_server.cost_since(before))
+    return found
 
 
 def save_seaweed(bench: Bench) -> Found:
