@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import torch
 
 import spotckpt
 from tests.bench import peers
+from tests.bench.measure import memory_bytes
 from tests.bench.training import Training, like, synchronize
 
 
@@ -67,6 +69,11 @@ class Trainer:
     def size_bytes(self) -> int:
         """Of the state."""
         return self._training.size_bytes
+
+    def anonymous_bytes(self) -> int:
+        """Memory of this process alone, without what malloc keeps for later."""
+        ctypes.CDLL(None).malloc_trim(0)
+        return memory_bytes(os.getpid(), "RssAnon")
 
     def compute_for(self, seconds: float) -> int:
         """See `Training`; the rows of the batch."""

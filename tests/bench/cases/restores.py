@@ -46,7 +46,7 @@ def _restore(bench: Bench, server: S3Env, place: str) -> Found:
         with raw:
             for client in clients:
                 raw.call("put", client)
-                if not raw.call("right", client):
+                if not bench.quick and not raw.call("right", client):
                     raise AssertionError(f"raw {client} does not give back what it was given")
             worker.call("close")
             worker.call("use", elsewhere.environment)

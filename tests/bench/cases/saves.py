@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.bench.bench import BY_HAND, CLIENTS, RAW, Bench, Found, Row
-from tests.bench.measure import Meter, Sample, interleaved, memory_bytes
+from tests.bench.measure import Meter, Sample, interleaved
 from tests.support.servers import S3Env
 
 PEERS = {
@@ -37,12 +37,11 @@ def _save(bench: Bench, server: S3Env, place: str) -> Found:
     with bench.saving(server) as ours:
         worker = ours.worker
         size_bytes = worker.call("size_bytes")
-        worker.call("steps", 5, boundaries=False)  # the allocator keeps what they freed
         worker.call("open", ours.uri, **BY_HAND)
-        anonymous = memory_bytes(worker.pid, "RssAnon")
+        anonymous = worker.call("anonymous_bytes")
         for _ in range(SLOTS):
             ours.snapshot()
-        grown = memory_bytes(worker.pid, "RssAnon") - anonymous
+        grown = worker.call("anonymous_bytes") - anonymous
         ours.upload.clear()
         ours.whole.clear()
         with bench.worker(
