@@ -65,7 +65,17 @@ class Bucket(Store):
 def manifest(one: SnapshotId) -> bytes:
     part = PartRef(f"packs/{one}/rank-00000.json", 1, "0" * 64)
     return Manifest(
-        "0" * 16, one, None, one.step, 0, "periodic", 0.0, 0.0, (part,), (), evaluated={"valid/top1": float(one.step)}
+        run_id="0" * 16,
+        snapshot=one,
+        parent=None,
+        step=one.step,
+        epoch=0,
+        reason="periodic",
+        created=0.0,
+        committed=0.0,
+        parts=(part,),
+        packs=(),
+        evaluated={"valid/top1": float(one.step)},
     ).to_bytes()
 
 

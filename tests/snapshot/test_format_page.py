@@ -13,7 +13,7 @@ import pytest
 from blake3 import blake3
 from safetensors import safe_open
 
-from spotckpt.snapshot import envelope, manifest, pack, part, records, tree
+from spotckpt.snapshot import envelope, facts, manifest, pack, part, records, tree
 from spotckpt.snapshot.attempts import ensure_run
 from spotckpt.snapshot.save import commit, upload
 from tests.snapshot.bucket import begin, local_store, sid
@@ -153,7 +153,7 @@ def test_the_page_names_every_field() -> None:
         manifest.Manifest,
         manifest.PartRef,
         manifest.PackRef,
-        manifest.Best,
+        facts.Best,
         part.Part,
         part.TensorEntry,
         part.Chunk,
@@ -168,7 +168,7 @@ def test_the_page_has_every_tag_dtype_reason_and_limit() -> None:
     leaves = (Path(tree.__file__).parents[1] / "training" / "leaves.py").read_text()
     tags = built_in | set(re.findall(r'"(\$[\w.]+)"', leaves))
     quoted = set(re.findall(r"`([^`]+)`", PAGE))
-    assert not {*tags, *pack.ITEM_BYTES, *manifest.REASONS} - quoted
+    assert not {*tags, *pack.ITEM_BYTES, *facts.REASONS} - quoted
     assert records.MAX_RECORD_BYTES == 64 << 10 and "records 64 KiB" in PAGE
     assert manifest.MAX_MANIFEST_BYTES == 1 << 20 and "a manifest 1 MiB" in PAGE
     assert part.MAX_PART_BYTES == 256 << 20 and "a part 256 MiB" in PAGE
