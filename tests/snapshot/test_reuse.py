@@ -53,6 +53,8 @@ class Line:
     previous: Previous | None = None
     last: Manifest | None = None
     hashed: int = 0
+    hashed_before: int = 0
+    """Of these, how many before it was known what to send."""
 
     def save(self, arrays: Arrays, *, forget: bool = False) -> Manifest:
         parent = self.last.snapshot if self.last else None
@@ -63,11 +65,24 @@ class Line:
         made, data = staged(one, arrays, extra={"step": one.step})
         counts: list[int] = []
         self.last, self.previous = upload(
-            self.store, made, data, run_id=run_id, parent=parent, previous=self.previous, hashed=counts.append
+            self.store,
+            made,
+            data,
+            run_id=run_id,
+            parent=parent,
+            previous=self.previous,
+            hashed=counts.append,
+            planned=self._planned(counts),
         )
         self.hashed = sum(counts)
         commit(self.store, self.last)
         return self.last
+
+    def _planned(self, counts: list[int]) -> Callable[[int], None]:
+        def planned(_: int) -> None:
+            self.hashed_before = sum(counts)
+
+        return planned
 
     def check(self, arrays: Arrays) -> None:
         """What is read is what was saved; the independent checker agrees, also about the packs."""
@@ -288,7 +303,7 @@ def test_a_state_that_changes_wholly_is_hashed_once_besides_its_probes(line: Lin
     assert line.hashed == total + probes
     for step in (1, 2):
         line.save({name: array + step for name, array in state.items()})
-        assert line.hashed == total + probes
+        assert (line.hashed, line.hashed_before) == (total + probes, probes)
     # nothing in memory, as after a resume: hashed to compare it, and not again to send it
     line.save({name: array + 3 for name, array in state.items()}, forget=True)
     assert line.hashed == total + probes
@@ -300,6 +315,7 @@ def test_what_could_not_be_kept_anyhow_is_not_read_beforehand(line: Line) -> Non
     manifest = line.save({"constant": SMALL, "weights": FROZEN + 1})
     assert own_bytes(manifest) == SMALL.nbytes + FROZEN.nbytes
     assert line.hashed == SMALL.nbytes + FROZEN.nbytes + 2 * PROBE_BYTES
+    assert line.hashed_before == 2 * PROBE_BYTES
 
 
 def test_an_unchanged_state_is_hashed_once_and_not_sent(line: Line) -> None:
