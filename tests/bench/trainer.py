@@ -55,7 +55,6 @@ class Trainer:
         self._copies.clear()
         self._arguments = training
         self.renew(stepped=True)
-        self._copies.extend(like(self._training.tensors))
 
     def use(self, environment: Mapping[str, str]) -> None:
         """Changes this process's environment."""
@@ -91,6 +90,8 @@ class Trainer:
 
     def copy(self) -> float:
         """A plain copy of all tensors into warm memory, pinned if they are on a GPU."""
+        if not self._copies:
+            self._copies = like(self._training.tensors)
         started = time.perf_counter()
         for target, source in zip(self._copies, self._training.tensors, strict=True):
             target.copy_(source, non_blocking=True)

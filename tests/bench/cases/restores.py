@@ -40,15 +40,15 @@ def _restore(bench: Bench, server: S3Env, place: str) -> Found:
         worker.call("open", ours.uri, **BY_HAND)
         size_bytes = worker.call("size_bytes")
         ours.snapshot()
+        worker.call("close")  # and its slots are free
         for put, _ in peers.values():
             worker.call("peer", put, f"s3://{server.bucket}/{put}")
         raw = bench.worker(RAW, str(bench.memory / "raw"), size_bytes, server.bucket, environment=server.environment)
         with raw:
+            raw.call("put", clients[0])
             for client in clients:
-                raw.call("put", client)
                 if not bench.quick and not raw.call("right", client):
                     raise AssertionError(f"raw {client} does not give back what it was given")
-            worker.call("close")
             worker.call("use", elsewhere.environment)
 
             def resuming() -> Sample:
