@@ -19,7 +19,8 @@ from spotckpt.agent.slots import Mappings, Slot
 from spotckpt.agent.spool import RunSpool, Spool, SpoolSlot, Token
 from spotckpt.deadline import Deadline
 from spotckpt.errors import SpoolError
-from spotckpt.snapshot.keys import SnapshotId
+from spotckpt.snapshot.keys import SnapshotId, part_key
+from spotckpt.snapshot.manifest import Manifest, PartRef
 from tests.agent.fake_trainer import describe
 
 _NUMBERS = 1000
@@ -127,6 +128,34 @@ def test_a_grant_removes_the_old_seal_and_keeps_the_memory(run: RunSpool) -> Non
     assert grown is slot
     assert slot.data_path.stat().st_ino == inode
     assert len(mappings.open(_handle(slot))) >= 50 << 20
+
+
+def test_a_manifest_belongs_to_the_grant_under_which_it_was_kept(spool: Spool, run: RunSpool) -> None:
+    slot = _lend(run)
+    assert slot is not None and slot.manifest() is None
+    one = SnapshotId.parse(_handle(slot).id)
+    kept = Manifest(
+        run_id="r" * 16,
+        snapshot=one,
+        parent=None,
+        step=one.step,
+        epoch=0,
+        reason="periodic",
+        created=0.0,
+        committed=0.0,
+        parts=(PartRef(part_key(one), 1, "0" * 64),),
+        packs=(),
+    )
+    slot.keep_manifest(kept)
+    assert _again(spool).slots[0].manifest() == kept
+    slot.free()
+    again = _lend(run, step=2)
+    assert again is slot and slot.manifest() is None
+    # an agent that died while it freed the slot leaves the file; the next grant removes it
+    slot.keep_manifest(kept)
+    assert slot.grant is not None
+    slot.lend(slot.grant)
+    assert slot.manifest() is None
 
 
 def test_three_slots_the_newest_sealed_stays_and_an_older_one_makes_room(run: RunSpool) -> None:
