@@ -31,6 +31,26 @@ def parse_seconds(value: float | str | timedelta, *, name: str) -> float:
     return seconds
 
 
+_SPEED = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]i?)?B/s")
+_SIZES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
+
+
+def parse_speed(value: float | str, *, name: str) -> float:
+    """Bytes per second from `2e7`, `"20MB/s"` or `"1.5 MiB/s"`.
+
+    Raises:
+        SettingError: it is no speed above zero.
+    """
+    if isinstance(value, str):
+        match = _SPEED.fullmatch(value.strip())
+        speed = float(match[1]) * _SIZES[match[2] or ""] if match else 0.0
+    else:
+        speed = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+    if not 0 < speed < float("inf"):
+        raise SettingError(f"{name}={value!r} is no speed", hint="write bytes per second, or 20MB/s, 1.5MiB/s")
+    return speed
+
+
 @dataclass(frozen=True)
 class Every:
     """How often a periodic snapshot is due: after `seconds`, or after `steps` boundaries (one of them is 0)."""
@@ -56,6 +76,7 @@ class Settings:
         every: how often a periodic snapshot is staged.
         upload_every_s: at most how often a periodic one is uploaded; 0 is each. Whatever ends the training uploads the
             newest at once.
+        upload_limit: the most bytes per second that are uploaded, also under a notice; 0 is as many as go.
         overlap: whether the bulk is copied while the next forward and backward run; None: where that costs less.
         keep_best: snapshot whenever this metric improves on the weights just evaluated.
         stale_after_s: an attempt whose heartbeat did not change for this long is taken for dead.
@@ -66,6 +87,7 @@ class Settings:
 
     every: Every = Every(seconds=600.0)
     upload_every_s: float = 0.0
+    upload_limit: float = 0.0
     overlap: bool | None = None
     keep_best: Metric | None = None
     stale_after_s: float = 60.0
@@ -76,6 +98,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.upload_every_s < float("inf"):
             raise SettingError(f"upload_every_s={self.upload_every_s!r} is not a duration", hint="give seconds")
+        if not 0 <= self.upload_limit < float("inf"):
+            raise SettingError(f"upload_limit={self.upload_limit!r} is no speed", hint="give bytes per second")
         if self.overlap not in (None, True, False):
             raise SettingError(f"overlap={self.overlap!r} is not known", hint="it is True, False or None")
         for name in ("stale_after_s", "sigterm_grace_s", "call_timeout_s"):

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from spotckpt.config import Every, Settings, parse_seconds
+from spotckpt.config import Every, Settings, parse_seconds, parse_speed
 from spotckpt.errors import SettingError
 
 
@@ -36,3 +36,19 @@ def test_settings_are_checked_once():
     assert Settings().stale_after_s == 60
     with pytest.raises(SettingError, match="stale_after_s"):
         Settings(stale_after_s=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "speed"),
+    [("20MB/s", 2e7), ("1.5 MiB/s", 1.5 * 2**20), ("300B/s", 300.0), ("64 kB/s", 64e3), (5_000_000, 5e6)],
+)
+def test_speeds_are_read(text, speed):
+    assert parse_speed(text, name="upload_limit") == speed
+
+
+@pytest.mark.parametrize(
+    "value", ["20", "20MB", "fast", "0B/s", 0, -1, float("inf"), float("nan"), True, None, "20mb/s"]
+)
+def test_what_is_no_speed_is_refused(value):
+    with pytest.raises(SettingError, match="upload_limit"):
+        parse_speed(value, name="upload_limit")

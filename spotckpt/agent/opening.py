@@ -82,6 +82,7 @@ class Request:
                 stale_after_s=float(given.get("stale_after_s", Settings.stale_after_s)),
                 call_timeout_s=float(given.get("call_timeout_s", Settings.call_timeout_s)),
                 upload_every_s=float(given.get("upload_every_s", Settings.upload_every_s)),
+                upload_limit=float(given.get("upload_limit", Settings.upload_limit)),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"settings {given!r}: {error}", hint="give seconds") from error
@@ -234,6 +235,7 @@ class _Porch:
             stale_after_s=self.request.settings.stale_after_s,
             call_timeout_s=self.request.settings.call_timeout_s,
             upload_every_s=self.request.settings.upload_every_s,
+            upload_limit=self.request.settings.upload_limit,
         )
 
 

@@ -127,7 +127,13 @@ class Run:
         self._emit({"event": "dropped", "uri": self.uri, "id": seal.id, "reason": seal.reason})
 
     def _open_store(self, environment: Mapping[str, str] | None) -> Store:
-        return open_store(self.uri, environment=environment, call_timeout_s=self.token.call_timeout_s)
+        token = self.token
+        return open_store(
+            self.uri,
+            environment=environment,
+            call_timeout_s=token.call_timeout_s,
+            bandwidth_limit=token.upload_limit or None,
+        )
 
     # ---- for the trainer
 

@@ -100,6 +100,8 @@ class Sender:
         def planned(count: int) -> None:
             transfer.total_bytes = transfer.sent_bytes + count
 
+        # a line that is slower is hardly a line; but what the user's limit slows down must still end
+        slowest = min(SLOWEST_BYTES_PER_S, token.upload_limit / 2) if token.upload_limit else SLOWEST_BYTES_PER_S
         manifest, self._previous = upload(
             self._store(),
             staged,
@@ -107,7 +109,7 @@ class Sender:
             run_id=token.run_id,
             parent=token.parent,
             previous=self._known_parent(),
-            deadline=Deadline.after(token.call_timeout_s + seal.data_bytes / SLOWEST_BYTES_PER_S, self._clock),
+            deadline=Deadline.after(token.call_timeout_s + seal.data_bytes / slowest, self._clock),
             progress=progress,
             planned=planned,
             still_valid=still_valid,

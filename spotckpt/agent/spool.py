@@ -60,6 +60,7 @@ class Token:
         stale_after_s: the run's setting.
         call_timeout_s: the run's setting.
         upload_every_s: the run's setting.
+        upload_limit: the run's setting.
     """
 
     uri: str
@@ -79,6 +80,7 @@ class Token:
     next_sequence: int = 0
     next_generation: int = 1
     upload_every_s: float = 0.0
+    upload_limit: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,20 @@ from spotckpt.deadline import Deadline
 T = TypeVar("T")
 
 
-def bounded(call: Callable[[], T], deadline: Deadline) -> T:
+class LateError(TimeoutError):
+    """Nothing was sent: what had to come before took until the deadline."""
+
+
+def in_time(what: str, call: Callable[[], T], deadline: Deadline) -> T:
     """What the call returns or raises, if that comes in time; else its thread is left behind.
 
+    Args:
+        what: for the error.
+        call: without side effects that matter later.
+        deadline: how long to wait.
+
     Raises:
-        TimeoutError: it does not.
+        LateError: it does not.
     """
     outcome: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
@@ -30,7 +39,7 @@ def bounded(call: Callable[[], T], deadline: Deadline) -> T:
     try:
         found, error = outcome.get(timeout=min(deadline.seconds_left, 86400.0))
     except queue.Empty:
-        raise TimeoutError from None
+        raise LateError(f"it took too long {what}") from None
     if error is not None:
         raise error
     return found  # type: ignore[return-value]

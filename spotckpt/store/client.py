@@ -26,7 +26,7 @@ from spotckpt.deadline import Deadline
 from spotckpt.errors import LimitExceeded, Unavailable
 from spotckpt.store.base import size_of
 from spotckpt.store.body import Body
-from spotckpt.store.bounded import bounded
+from spotckpt.store.bounded import in_time
 from spotckpt.store.connection import Limits
 from spotckpt.store.halt import Halt
 from spotckpt.store.retry import policy
@@ -152,7 +152,7 @@ class Client:
             with self._connecting.setdefault(pid, threading.Lock()):
                 here = self._here
                 if here is None or here.pid != pid:
-                    here = self._here = bounded(lambda: _Here(self._environment), deadline)
+                    here = self._here = self._anew(deadline)
         return here
 
     def _renewed(self, here: _Here, deadline: Deadline) -> _Here:
@@ -160,11 +160,15 @@ class Client:
         with self._connecting.setdefault(os.getpid(), threading.Lock()):
             if self._here is not here and self._here is not None:
                 return self._here
-            anew = bounded(lambda: _Here(self._environment), deadline)
+            anew = self._anew(deadline)
             if anew.keys() == here.keys():
                 return here
             self._here = anew
             return anew
+
+    def _anew(self, deadline: Deadline) -> _Here:
+        # Services that give credentials are asked without a deadline of ours.
+        return in_time("to find credentials", lambda: _Here(self._environment), deadline)
 
 
 _SHARED: weakref.WeakValueDictionary[tuple[tuple[str, str], ...], Client] = weakref.WeakValueDictionary()
@@ -191,7 +195,7 @@ class _Here:
     def request(self, method: str, call: Call, take: Take | None, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """One request; `take` reads the body of a GET's good answer."""
         if getattr(self._credentials, "refresh_needed", bool)():
-            bounded(self.keys, call.deadline)
+            in_time("to renew credentials", self.keys, call.deadline)
         self._asked.now = call, take
         try:
             answer: dict[str, Any] = getattr(self._botocore, method)(**parameters)

@@ -7,6 +7,7 @@ be: on a plain socket the kernel sends or receives the whole of a large buffer, 
 
 from __future__ import annotations
 
+import functools
 import io
 import socket
 import ssl
@@ -19,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from spotckpt.deadline import Deadline
-from spotckpt.store.bounded import bounded
+from spotckpt.store.bounded import in_time
 from spotckpt.store.halt import Halt
 
 CONNECT_TIMEOUT_S = 10.0
@@ -268,7 +269,8 @@ def _paced(piece: memoryview, pace: Callable[[int], None] | None) -> Iterator[me
 
 
 def _connected(host: str, port: int, limits: Limits) -> socket.socket:
-    found = bounded(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), limits.deadline)
+    look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = in_time(f"to find the address of {host}", look_up, limits.deadline)
     failure = OSError(f"{host} has no address")
     for family, kind, protocol, _, address in found:
         made = socket.socket(family, kind, protocol)

@@ -6,6 +6,7 @@ import errno
 import socket
 
 from spotckpt.errors import AlreadyExists, Denied, NotFound, OutcomeUnknown, StoreError, Unavailable
+from spotckpt.store.bounded import LateError
 
 _Verdict = tuple[type[StoreError], str]
 _BY_ERRNO: dict[int, _Verdict] = {
@@ -33,7 +34,7 @@ def from_os_error(error: OSError, *, operation: str, key: str, mutates: bool = F
 
 
 def _by_class(error: OSError, mutates: bool) -> _Verdict:
-    if isinstance(error, socket.gaierror | ConnectionRefusedError):
+    if isinstance(error, socket.gaierror | ConnectionRefusedError | LateError):
         return Unavailable, "check the address and the network"
     if isinstance(error, TimeoutError | ConnectionError):
         return OutcomeUnknown if mutates else Unavailable, "check the network"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from urllib.parse import SplitResult, urlsplit
 
+from spotckpt.store.bounded import LateError
 from spotckpt.store.connection import Connection, Limits, Origin
 
 IDLE_LIMIT_S = 20.0
@@ -172,6 +173,6 @@ def _head(request: Outgoing, url: SplitResult, *, whole: bool) -> bytes:
 def _words(error: Exception, limits: Limits) -> str:
     if limits.halt.is_set:
         return "it was given up"
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError) and not isinstance(error, LateError):
         return "no answer within the time that was left"
     return " ".join(str(error).split()) or type(error).__name__

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 from spotckpt.address import Address, Metric, fill_template
-from spotckpt.config import Every, Settings, parse_seconds
+from spotckpt.config import Every, Settings, parse_seconds, parse_speed
 from spotckpt.errors import AddressError, SettingError, UsageError, WorldSizeError
 
 Resume = Literal["replay", "skip"]
@@ -23,6 +23,7 @@ class Options(TypedDict, total=False):
     Attributes:
         every: how often a snapshot is taken: a duration, or "500 steps".
         upload_every: at most how often a periodic one is uploaded: a duration; by default each is.
+        upload_limit: the most that is uploaded in a second: bytes, or text as in "20MB/s"; by default as much as goes.
         overlap: whether weights and optimizer states are copied while the next forward and backward run, which must not
             change them; None: on CUDA, and where the CPU has a core to spare.
         keep_best: a metric; whenever it improves, the weights just evaluated are kept: "valid/top1:max".
@@ -37,6 +38,7 @@ class Options(TypedDict, total=False):
 
     every: float | str | timedelta
     upload_every: float | str | timedelta
+    upload_limit: float | str | None
     overlap: bool | None
     keep_best: str | None
     stale_after: float | str | timedelta
@@ -135,9 +137,11 @@ def make_settings(options: Options) -> Settings:
     endpoint = options.get("metadata_endpoint", "")
     if not isinstance(endpoint, str):
         raise SettingError(f"metadata_endpoint={endpoint!r} is not a URL", hint="leave it out for EC2's own")
+    limit = options.get("upload_limit")
     return Settings(
         every=Every.parse(options.get("every", 600.0)),
         upload_every_s=parse_seconds(options.get("upload_every", 0.0), name="upload_every"),
+        upload_limit=0.0 if limit is None else parse_speed(limit, name="upload_limit"),
         overlap=options.get("overlap"),
         keep_best=_metric(options.get("keep_best")),
         stale_after_s=parse_seconds(options.get("stale_after", 60.0), name="stale_after"),

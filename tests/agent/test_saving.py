@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from spotckpt.snapshot.manifest import Manifest
 from tests.agent.harness import STALE_S, Machine, heartbeat
 from tests.support.checker import check
 from tests.support.mounts import tmpfs
@@ -154,6 +155,16 @@ def test_periodic_snapshots_are_uploaded_less_often_than_staged_and_an_end_uploa
     assert heartbeat(root, 1)["last_committed"] == ended
     assert str(check(uri, [first, best, ended])) == ended
     assert waiting != ended
+
+
+def test_an_upload_keeps_to_the_limit(here: Machine, uri: str, root: Path) -> None:
+    here.agent()
+    trainer = here.trainer()
+    trainer.open(uri, settings={"stale_after_s": STALE_S, "upload_limit": 400_000.0})
+    trainer.wait_committed(trainer.stage(uri, 1, numbers=300_000)["snapshot"])
+    (path,) = (root / "snapshots").iterdir()
+    manifest = Manifest.from_bytes(path.read_bytes(), key=f"snapshots/{path.name}")
+    assert manifest.timings["upload"] > 1.5, "1.2 MB, of which the first 0.26 need not wait, take over two seconds"
 
 
 def test_what_asks_for_an_upload_does_not_wait_for_upload_every(here: Machine, uri: str, root: Path) -> None:

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -50,9 +51,19 @@ def stall() -> Action:
     return Action("stall")
 
 
-def stall_reply() -> Action:
-    """Forwards the request and holds the reply back for ever."""
-    return Action("stall_reply")
+def stall_request(after_bytes: int) -> Action:
+    """Takes that many bytes of the request's body and no more, and says nothing."""
+    return Action("stall_request", count=after_bytes)
+
+
+def stall_reply(after_bytes: int = 0) -> Action:
+    """Forwards the request and passes that many bytes of the reply, head included, but never the rest."""
+    return Action("stall_reply", count=after_bytes)
+
+
+def dribble() -> Action:
+    """Forwards the request and passes the reply a byte at a time, ten in a second."""
+    return Action("dribble")
 
 
 def drop_reply() -> Action:
@@ -73,6 +84,11 @@ def cut_request(after_bytes: int) -> Action:
 def answer(status: int, body: bytes = b"") -> Action:
     """Answers for the server, which never sees the request."""
     return Action("answer", status=status, body=body)
+
+
+def answer_instead(status: int, body: bytes = b"") -> Action:
+    """Forwards the request, which the server carries out, and gives another answer than the server's."""
+    return Action("answer_instead", status=status, body=body)
 
 
 def flip_byte() -> Action:
@@ -118,10 +134,12 @@ class Proxy:
     Args:
         target: where requests go.
         bytes_per_s: how fast bodies are passed up, over all connections together; None is unlimited.
+        tls: serves https with it; the target is asked in plain http.
     """
 
-    def __init__(self, target: str, *, bytes_per_s: float | None = None) -> None:
+    def __init__(self, target: str, *, bytes_per_s: float | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.bytes_per_s = bytes_per_s
+        self._tls = tls
         self.seen: list[Seen] = []
         parts = urlsplit(target)
         self._target = (parts.hostname or "127.0.0.1", parts.port or 80)
@@ -137,8 +155,8 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """`http://127.0.0.1:PORT`."""
-        return f"http://127.0.0.1:{self.port}"
+        """`http://127.0.0.1:PORT`, or https."""
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     def on(self, method: str, path: str, action: Action, *, times: float = 1) -> None:
         """From now on, `times` requests of that method (or `*`) whose path and query match get that action."""
@@ -172,15 +190,17 @@ class Proxy:
         self._loop.close()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**20)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**20, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _end(self) -> None:
         assert self._server is not None
         self._server.close()
-        for task in self._tasks:
+        # asyncio's own tasks as well, which make a connection of what was just accepted
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for writer in self._writers:
             writer.transport.abort()
         await asyncio.sleep(0.01)  # the loop closes the aborted sockets in its next turns
@@ -243,9 +263,7 @@ class Proxy:
             return
         if "expect" not in seen.headers:
             await reader.readexactly(int(seen.headers.get("content-length", 0)))
-        head = f"HTTP/1.1 {action.status} Scripted\r\nContent-Length: {len(action.body)}\r\nConnection: close\r\n\r\n"
-        writer.write(head.encode() + (b"" if seen.method == "HEAD" else action.body))
-        await writer.drain()
+        await _answer(writer, action, with_body=seen.method != "HEAD")
 
     async def _pass_body(
         self, seen: Seen, action: Action, reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter
@@ -260,6 +278,8 @@ class Proxy:
                 return False
             if action.kind == "flip" and not seen.body_bytes:
                 piece = bytes([piece[0] ^ 1]) + piece[1:]
+            if action.kind == "stall_request" and seen.body_bytes + len(piece) > action.count:
+                await asyncio.Event().wait()
             await self._pace(len(piece))
             up_writer.write(piece)
             await up_writer.drain()
@@ -268,19 +288,24 @@ class Proxy:
         return True
 
     async def _pass_reply(self, action: Action, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if action.kind in ("drop_reply", "stall_reply"):
+        if action.kind in ("drop_reply", "answer_instead"):
             await up_reader.read()
             action.also()
-            if action.kind == "stall_reply":
-                await asyncio.Event().wait()
-            _reset(writer)
+            if action.kind == "drop_reply":
+                _reset(writer)
+            else:
+                await _answer(writer, action, with_body=True)
             return
         passed = 0
-        while piece := await up_reader.read(_PIECE):
-            if action.kind == "cut_reply" and passed + len(piece) > action.count:
+        while piece := await up_reader.read(1 if action.kind == "dribble" else _PIECE):
+            if action.kind == "dribble":
+                await asyncio.sleep(0.1)
+            if action.kind in ("cut_reply", "stall_reply") and passed + len(piece) > action.count:
                 action.also()
                 writer.write(piece[: action.count - passed])
                 await writer.drain()
+                if action.kind == "stall_reply":
+                    await asyncio.Event().wait()
                 _reset(writer)
                 return
             writer.write(piece)
@@ -293,6 +318,12 @@ class Proxy:
         now = time.monotonic()
         self._ready_at = max(self._ready_at, now) + count / self.bytes_per_s
         await asyncio.sleep(self._ready_at - now)
+
+
+async def _answer(writer: asyncio.StreamWriter, action: Action, *, with_body: bool) -> None:
+    head = f"HTTP/1.1 {action.status} Scripted\r\nContent-Length: {len(action.body)}\r\nConnection: close\r\n\r\n"
+    writer.write(head.encode() + (action.body if with_body else b""))
+    await writer.drain()
 
 
 def _parse(head: bytes) -> Seen:
