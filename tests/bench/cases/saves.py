@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from tests.bench.bench import BY_HAND, CLIENTS, RAW, Bench, Found, Row
-from tests.bench.measure import Meter, Sample, interleaved
+from tests.bench.bench import BY_HAND, CLIENTS, RAW, Bench, Found, Row, Saving
+from tests.bench.measure import Meter, Sample, Series, interleaved
+from tests.bench.worker import Worker
 from tests.support.servers import S3Env
 
 PEERS = {
@@ -15,6 +16,7 @@ PEERS = {
 }
 NO_TARGET = {"torch.save into s3fs"}
 SLOTS = 3
+_RAW = {f"raw {client}": client for client in CLIENTS}
 
 
 def save(bench: Bench) -> Found:
@@ -33,55 +35,61 @@ def save_seaweed(bench: Bench) -> Found:
 
 
 def _save(bench: Bench, server: S3Env, place: str) -> Found:
-    peers = {name: method for name, method in PEERS.items() if not (bench.quick and name in NO_TARGET)}
     with bench.saving(server) as ours:
-        worker = ours.worker
-        size_bytes = worker.call("size_bytes")
-        worker.call("open", ours.uri, **BY_HAND)
-        anonymous = worker.call("anonymous_bytes")
-        for _ in range(SLOTS):
-            ours.snapshot()
-        grown = worker.call("anonymous_bytes") - anonymous
-        ours.upload.clear()
-        ours.whole.clear()
+        size_bytes = ours.worker.call("size_bytes")
+        grown = _warmed(ours)
         with bench.worker(
             RAW, str(bench.memory / "raw"), size_bytes, server.bucket, environment=server.environment
         ) as raw:
-
-            def sending(client: str) -> Callable[[], Sample]:
-                return lambda: Meter(raw.pid).read(raw.call("put", client))
-
-            def saving(method: str) -> Callable[[], Sample]:
-                return lambda: ours.timed("peer", method, f"s3://{server.bucket}/{method}")
-
-            series = interleaved(
-                {
-                    "plain copy": ours.copy,
-                    "spotckpt": ours.snapshot,
-                    **{f"raw {client}": sending(client) for client in CLIENTS},
-                    **{what: saving(method) for what, method in peers.items()},
-                },
-                bench.repeats,
-            )
-    blocked = series.pop("spotckpt")
+            series = interleaved(_contenders(bench, ours, raw, server.bucket), bench.repeats)
     rows = [
-        Row("trainer blocked", "plain copy", series.pop("plain copy"), "", size_bytes),
-        Row("trainer blocked", "spotckpt", blocked, "", size_bytes),
+        *(Row("trainer blocked", what, series.pop(what), "", size_bytes) for what in ("plain copy", "spotckpt")),
         Row("sealed → committed", "spotckpt", ours.upload, place, size_bytes),
+        *(Row("sealed → committed", what, series.pop(what), place, size_bytes) for what in _RAW),
+        Row("whole save", "spotckpt", ours.whole, place, size_bytes),
+        *(Row("whole save", what, samples, place, size_bytes) for what, samples in series.items()),
     ]
-    rows += [Row("sealed → committed", f"raw {name}", series.pop(f"raw {name}"), place, size_bytes) for name in CLIENTS]
-    rows += [Row("whole save", "spotckpt", ours.whole, place, size_bytes)]
-    rows += [Row("whole save", name, samples, place, size_bytes) for name, samples in series.items()]
-    best = min((row for row in rows if row.what.startswith("raw")), key=lambda row: row.series.wall.median).series
-    figures = {
-        "blocked": blocked.wall.median / rows[0].series.wall.median,
-        "upload": best.wall.median / ours.upload.wall.median,
-        "upload-cpu": ours.upload.cpu.median / best.cpu.median,
-        "save-cpu-dcp": ours.whole.cpu.median / series["DCP FsspecWriter"].cpu.median,
-        "save-cpu-boto3": ours.whole.cpu.median / series["torch.save + boto3"].cpu.median,
-        "trainer-memory": (max(0, grown) + blocked.extra.median) / size_bytes,
+    return Found(rows, _figures({(row.case, row.what): row.series for row in rows}, grown, size_bytes))
+
+
+def _warmed(ours: Saving) -> int:
+    """Opens the run and fills every slot once; by how many bytes the trainer's own memory grew by this."""
+    ours.worker.call("open", ours.uri, **BY_HAND)
+    before = ours.worker.call("anonymous_bytes")
+    for _ in range(SLOTS):
+        ours.snapshot()
+    ours.upload.clear()
+    ours.whole.clear()
+    return max(0, int(ours.worker.call("anonymous_bytes")) - int(before))
+
+
+def _contenders(bench: Bench, ours: Saving, raw: Worker, bucket: str) -> dict[str, Callable[[], Sample]]:
+    def sending(client: str) -> Callable[[], Sample]:
+        return lambda: Meter(raw.pid).read(raw.call("put", client))
+
+    def saving(method: str) -> Callable[[], Sample]:
+        return lambda: ours.timed("peer", method, f"s3://{bucket}/{method}")
+
+    return {
+        "plain copy": ours.copy,
+        "spotckpt": ours.snapshot,
+        **{what: sending(client) for what, client in _RAW.items()},
+        **{what: saving(method) for what, method in PEERS.items() if not (bench.quick and what in NO_TARGET)},
     }
-    return Found(rows, figures)
+
+
+def _figures(found: Mapping[tuple[str, str], Series], grown: int, size_bytes: int) -> dict[str, float]:
+    blocked, upload = found["trainer blocked", "spotckpt"], found["sealed → committed", "spotckpt"]
+    best = min((found["sealed → committed", what] for what in _RAW), key=lambda series: series.wall.median)
+    save_cpu_s = found["whole save", "spotckpt"].cpu.median
+    return {
+        "blocked": blocked.wall.median / found["trainer blocked", "plain copy"].wall.median,
+        "upload": best.wall.median / upload.wall.median,
+        "upload-cpu": upload.cpu.median / best.cpu.median,
+        "save-cpu-dcp": save_cpu_s / found["whole save", "DCP FsspecWriter"].cpu.median,
+        "save-cpu-boto3": save_cpu_s / found["whole save", "torch.save + boto3"].cpu.median,
+        "trainer-memory": (grown + blocked.extra.median) / size_bytes,
+    }
 
 
 def first(bench: Bench) -> Found:
