@@ -192,7 +192,7 @@ def test_with_room_for_one_a_snapshot_waits_for_the_upload_before(here: Machine,
         trainer = here.trainer()
         trainer.open(uri, settings={"stale_after_s": STALE_S, "upload_every_s": 3600.0})
         trainer.wait_committed(trainer.stage(uri, 1)["snapshot"])
-        second = trainer.stage(uri, 2)["snapshot"]
+        second = trainer.stage(uri, 2, wait_s=10)["snapshot"]  # the slot is freed after the first is told
         busy = trainer.call("slot", uri=uri, size_bytes=4000, step=3)
         assert busy["wait"]
         waited = trainer.call("slot", uri=uri, size_bytes=4000, step=3, wait_s=30)
