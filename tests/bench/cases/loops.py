@@ -10,13 +10,13 @@ from tests.bench.measure import Sample, Series, interleaved
 
 FEW, MANY = 2, 6
 """Steps of a block: enough for a staging to be over, and for an upload."""
-ROUNDS = 3
+ROUNDS = 2
 """Blocks are short and their times scatter: so many times as many."""
 
 
 def staged(bench: Bench) -> Found:
     """Staging alone, every core busy."""
-    with bench.saving(bench.discarding) as ours:
+    with bench.saving(bench.discarding, size_bytes=_size(bench)) as ours:
         return _staged(bench, ours, "added by staging", "added")
 
 
@@ -24,7 +24,7 @@ def overlapped(bench: Bench) -> Found:
     """Staging beside forward and backward that last twice as long as the copy and leave one core free."""
     if bench.cores < 2:
         return Found(remarks=["overlapped: one core only"])
-    with bench.saving(bench.discarding) as ours:
+    with bench.saving(bench.discarding, size_bytes=_size(bench)) as ours:
         ours.worker.call("threads", bench.cores - 1)
         ours.worker.call("compute_for", 2 * statistics.median(ours.worker.call("copy") for _ in range(5)))
         return _staged(bench, ours, "added, overlapped", "overlapped")
@@ -37,6 +37,11 @@ def gpu(bench: Bench) -> Found:
     with bench.saving(bench.discarding, device="cuda") as ours:
         ours.worker.call("compute_for", 2 * ours.worker.call("copy"))
         return _staged(bench, ours, "added, GPU", "gpu", peer=True)
+
+
+def _size(bench: Bench) -> int:
+    """What a snapshot costs whatever its size, a few milliseconds, must not decide a short run."""
+    return 2 * bench.size_bytes if bench.quick else bench.size_bytes
 
 
 def _staged(bench: Bench, ours: Saving, case: str, figure: str, *, peer: bool = False) -> Found:
