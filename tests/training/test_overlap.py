@@ -116,6 +116,11 @@ def _in_place(training: Training) -> None:
         training.model[2].weight.add_(1)
 
 
+def _in_the_middle(training: Training) -> None:
+    with torch.no_grad():
+        training.model[2].weight[WIDTH // 2, 0] += 1
+
+
 def _behind_the_back(training: Training) -> None:
     training.model[2].weight.data.add_(1)
 
@@ -126,7 +131,7 @@ def _swap(training: Training) -> None:
         one.data.copy_(mean)
 
 
-@pytest.mark.parametrize("change", [_in_place, _behind_the_back, _swap])
+@pytest.mark.parametrize("change", [_in_place, _in_the_middle, _behind_the_back, _swap])
 def test_a_torn_copy_is_not_sealed(area: StagingArea, change: Callable[[Training], None]) -> None:
     training = Training()
     stager, go = begin(training, area)
