@@ -14,7 +14,7 @@ from spotckpt.agent import protocol
 from spotckpt.agent.opening import Abandoned
 from spotckpt.agent.processes import Process, boot_id, start_time
 from spotckpt.agent.protocol import MalformedMessage, Message
-from spotckpt.errors import AgentError, SpotckptError, StopTraining
+from spotckpt.errors import AgentError, SpoolError, SpotckptError, StopTraining
 
 _LOG = logging.getLogger(__name__)
 
@@ -116,12 +116,22 @@ class Connection:
         if str(request.get("op")) not in WAITING:
             self._reply(request)
         elif self._waiting.acquire(blocking=False):
-            self.pending.add(id(request))
-            threading.Thread(target=self._reply_later, args=(request,), name=str(request["op"]), daemon=True).start()
+            self._begin(request)
         else:
             many = AgentError(f"more than {_MOST_WAITING} requests are waiting", hint="wait for their replies")
             self.send({"reply": request.get("call"), **protocol.error_fields(many)})
         return True
+
+    def _begin(self, request: Message) -> None:
+        self.pending.add(id(request))
+        thread = threading.Thread(target=self._reply_later, args=(request,), name=str(request["op"]), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # there are no threads left: the client asks again, or goes without
+            self._waiting.release()
+            self.pending.discard(id(request))
+            none = SpoolError(f"the agent has no thread for {request['op']!r}: {error}", hint="see ulimit -u")
+            self.send({"reply": request.get("call"), **protocol.error_fields(none)})
 
     def _reply_later(self, request: Message) -> None:
         try:

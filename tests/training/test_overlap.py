@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +173,21 @@ def test_a_fault_of_the_copying_thread_reaches_the_loop(area: StagingArea) -> No
         stager.settle()
     assert not stager.under_way
     assert area.newest() is None
+
+
+def test_ctrl_c_while_a_step_waits_changes_nothing_and_the_copy_is_sealed(area: StagingArea) -> None:
+    training = Training()
+    paused = training.bytes_now()
+    stager, go = begin(training, area)
+    loop = threading.get_ident()
+    threading.Timer(0.2, signal.pthread_kill, [loop, signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        training.optimizer.step()
+    assert stager.under_way
+    go.set()
+    stager.settle()
+    found = area.newest()
+    assert found is not None and found[1] == paused == training.bytes_now()
 
 
 def test_closing_gives_a_copy_up_and_leaves_no_thread(area: StagingArea) -> None:

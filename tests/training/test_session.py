@@ -107,3 +107,22 @@ def test_a_forked_child_neither_ends_nor_moves_its_parent_s_run(bucket: Bucket) 
         assert not bucket.released(1)
     assert bucket.manifests()[-1]["step"] == 2
     assert bucket.manifests()[-1]["finished"]
+
+
+def test_after_a_loop_weights_may_be_changed_by_anything(bucket: Bucket, capfd: pytest.CaptureFixture[str]) -> None:
+    """An evaluation that swaps weights through `.data` follows a loop; the last copy is over by then."""
+    model = torch.nn.Linear(1024, 1024)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with spotckpt.open_run(bucket.uri, every="1 steps", overlap=True) as run:
+        run.track(model=model, optimizer=optimizer)
+        for _ in run.epochs(6):
+            for _ in run.batches([1, 2]):
+                optimizer.zero_grad()
+                model(torch.ones(2, 1024)).sum().backward()
+                optimizer.step()
+            kept = model.weight.detach().clone()
+            model.weight.data.zero_()
+            time.sleep(0.05)  # what an evaluation takes
+            model.weight.data.copy_(kept)
+    assert "is dropped" not in capfd.readouterr().err
+    assert bucket.manifests()[-1]["finished"]
