@@ -112,9 +112,9 @@ def test_a_forked_child_neither_ends_nor_moves_its_parent_s_run(bucket: Bucket) 
 def test_after_a_loop_weights_may_be_changed_by_anything(bucket: Bucket, capfd: pytest.CaptureFixture[str]) -> None:
     """An evaluation that swaps weights through `.data` follows a loop; the last copy is over by then."""
     model = torch.nn.Linear(1024, 1024)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.Adam(model.parameters())
     with spotckpt.open_run(bucket.uri, every="1 steps", overlap=True) as run:
-        run.track(model=model, optimizer=optimizer)
+        run.track(optimizer=optimizer, model=model)  # the weights are copied last
         for _ in run.epochs(6):
             for _ in run.batches([1, 2]):
                 optimizer.zero_grad()
