@@ -215,6 +215,11 @@ def blocks(buffers: Sequence[memoryview]) -> Iterator[memoryview]:
             yield buffer[start : start + BLOCK_BYTES]
 
 
+def request_bytes(size_bytes: int) -> int:
+    """How much to move in one request when that much is to move: few requests, and enough to do several at a time."""
+    return max(16 * MIB, min(32 * MIB, size_bytes // 32 // MIB * MIB))
+
+
 def size_of(data: Sequence[Buffer]) -> int:
     """The number of bytes in the buffers together."""
     return sum(memoryview(buffer).nbytes for buffer in data)

@@ -15,13 +15,12 @@ from typing import Any
 
 from spotckpt.deadline import Clock, Deadline
 from spotckpt.errors import OutcomeUnknown, StoreError, Unavailable
-from spotckpt.store.base import MIB, Buffer, Progress, Reading, pieces, size_of
+from spotckpt.store.base import MIB, Buffer, Progress, Reading, pieces, request_bytes, size_of
 from spotckpt.store.body import Body
 from spotckpt.store.client import Call, Client
 from spotckpt.store.halt import Halt
 from spotckpt.store.parallel import at_once
 
-PART_BYTES = 16 * MIB
 MOST_PARTS = 10_000
 PARTS_AT_ONCE = 4
 ABORT_TIMEOUT_S = 20.0
@@ -132,7 +131,7 @@ class Upload:
 def planned_part_bytes(size_bytes: int) -> int:
     """How large each part but the last must be, in whole MiB, for `MOST_PARTS` of them to hold the object."""
     needed = -(-size_bytes // MOST_PARTS)
-    return max(PART_BYTES, -(-needed // MIB) * MIB)
+    return max(request_bytes(size_bytes), -(-needed // MIB) * MIB)
 
 
 def _combined_etag(parts: Sequence[_Part]) -> str:

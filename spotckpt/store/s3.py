@@ -29,6 +29,7 @@ from spotckpt.store.base import (
     check_key,
     check_prefix,
     pieces,
+    request_bytes,
     size_of,
     size_of_spans,
 )
@@ -40,7 +41,6 @@ from spotckpt.store.parallel import at_once
 from spotckpt.store.translate import translate
 
 SINGLE_PUT_BYTES = 16 * MIB
-RANGE_BYTES = 16 * MIB
 RANGES_AT_ONCE = 4
 DELETED_AT_ONCE = 1000
 
@@ -118,7 +118,7 @@ class S3Store(Store):
         etag: str | None = None,
         width: int | None = None,
     ) -> None:
-        """See `Store.read_into`. Requests of at most 16 MiB, a few at a time, all for one etag."""
+        """See `Store.read_into`. A few requests at a time, all for one etag."""
         deadline = self.until(deadline, size_bytes=size_of_spans(spans))
         call = self._call("read_into", key, deadline)
         version = etag or self.stat(key, deadline=deadline).etag
@@ -214,9 +214,10 @@ def _refused(problem: Mapping[str, str], key: str) -> StoreError:
 
 
 def _requests(spans: Sequence[Span]) -> Iterator[tuple[int, int, Sequence[memoryview]]]:
+    most_bytes = request_bytes(size_of_spans(spans))
     for index, (start, buffers) in enumerate(spans):
-        for number, piece in enumerate(pieces(buffers, RANGE_BYTES)):
-            yield index, start + number * RANGE_BYTES, piece
+        for number, piece in enumerate(pieces(buffers, most_bytes)):
+            yield index, start + number * most_bytes, piece
 
 
 def _nobody(count: int) -> None:
