@@ -9,12 +9,13 @@ from tests.bench.cases.agents import agent
 from tests.bench.cases.commands import command_line
 from tests.bench.cases.loops import gpu, overlapped, staged, throughput, uploaded
 from tests.bench.cases.restores import restore, restore_seaweed
-from tests.bench.cases.saves import first, save, save_seaweed
+from tests.bench.cases.saves import blocked, first, save, save_seaweed
 from tests.bench.cases.tensors import frozen, many
 
 Case = Callable[[Bench], Found]
 
 CASES: dict[str, Case] = {
+    "blocked": blocked,
     "save": save,
     "staged": staged,
     "uploaded": uploaded,

@@ -16,7 +16,7 @@ ROUNDS = 2
 
 def staged(bench: Bench) -> Found:
     """Staging alone, every core busy."""
-    with bench.saving(bench.discarding, size_bytes=_size(bench)) as ours:
+    with bench.saving(bench.discarding, size_bytes=bench.copied_bytes) as ours:
         return _staged(bench, ours, "added by staging", "added")
 
 
@@ -24,7 +24,7 @@ def overlapped(bench: Bench) -> Found:
     """Staging beside forward and backward that last twice as long as the copy and leave one core free."""
     if bench.cores < 2:
         return Found(remarks=["overlapped: one core only"])
-    with bench.saving(bench.discarding, size_bytes=_size(bench)) as ours:
+    with bench.saving(bench.discarding, size_bytes=bench.copied_bytes) as ours:
         ours.worker.call("threads", bench.cores - 1)
         ours.worker.call("compute_for", 2 * statistics.median(ours.worker.call("copy") for _ in range(5)))
         return _staged(bench, ours, "added, overlapped", "overlapped")
@@ -37,11 +37,6 @@ def gpu(bench: Bench) -> Found:
     with bench.saving(bench.discarding, device="cuda") as ours:
         ours.worker.call("compute_for", 2 * ours.worker.call("copy"))
         return _staged(bench, ours, "added, GPU", "gpu", peer=True)
-
-
-def _size(bench: Bench) -> int:
-    """What a snapshot costs whatever its size, a few milliseconds, must not decide a short run."""
-    return 2 * bench.size_bytes if bench.quick else bench.size_bytes
 
 
 def _staged(bench: Bench, ours: Saving, case: str, figure: str, *, peer: bool = False) -> Found:

@@ -19,6 +19,16 @@ SLOTS = 3
 _RAW = {f"raw {client}": client for client in CLIENTS}
 
 
+def blocked(bench: Bench) -> Found:
+    """How long the trainer stands still, against a plain copy."""
+    with bench.saving(bench.discarding, size_bytes=bench.copied_bytes) as ours:
+        size_bytes = ours.worker.call("size_bytes")
+        _warmed(ours)
+        series = interleaved({"plain copy": ours.copy, "spotckpt": ours.snapshot}, bench.repeats)
+    rows = [Row("trainer blocked", what, samples, "", size_bytes) for what, samples in series.items()]
+    return Found(rows, {"blocked": series["spotckpt"].wall.median / series["plain copy"].wall.median})
+
+
 def save(bench: Bench) -> Found:
     """On the discarding server."""
     server = bench.discarding
@@ -43,7 +53,7 @@ def _save(bench: Bench, server: S3Env, place: str) -> Found:
         ) as raw:
             series = interleaved(_contenders(bench, ours, raw, server.bucket), bench.repeats)
     rows = [
-        *(Row("trainer blocked", what, series.pop(what), "", size_bytes) for what in ("plain copy", "spotckpt")),
+        Row("sealed in", "spotckpt", series.pop("spotckpt"), "", size_bytes),
         Row("sealed → committed", "spotckpt", ours.upload, place, size_bytes),
         *(Row("sealed → committed", what, series.pop(what), place, size_bytes) for what in _RAW),
         Row("whole save", "spotckpt", ours.whole, place, size_bytes),
@@ -71,7 +81,6 @@ def _contenders(bench: Bench, ours: Saving, raw: Worker, bucket: str) -> dict[st
         return lambda: ours.timed("peer", method, f"s3://{bucket}/{method}")
 
     return {
-        "plain copy": ours.copy,
         "spotckpt": ours.snapshot,
         **{what: sending(client) for what, client in _RAW.items()},
         **{what: saving(method) for what, method in PEERS.items() if not (bench.quick and what in NO_TARGET)},
@@ -79,16 +88,15 @@ def _contenders(bench: Bench, ours: Saving, raw: Worker, bucket: str) -> dict[st
 
 
 def _figures(found: Mapping[tuple[str, str], Series], grown: int, size_bytes: int) -> dict[str, float]:
-    blocked, upload = found["trainer blocked", "spotckpt"], found["sealed → committed", "spotckpt"]
+    upload = found["sealed → committed", "spotckpt"]
     best = min((found["sealed → committed", what] for what in _RAW), key=lambda series: series.wall.median)
     save_cpu_s = found["whole save", "spotckpt"].cpu.median
     return {
-        "blocked": blocked.wall.median / found["trainer blocked", "plain copy"].wall.median,
         "upload": best.wall.median / upload.wall.median,
         "upload-cpu": upload.cpu.median / best.cpu.median,
         "save-cpu-dcp": save_cpu_s / found["whole save", "DCP FsspecWriter"].cpu.median,
         "save-cpu-boto3": save_cpu_s / found["whole save", "torch.save + boto3"].cpu.median,
-        "trainer-memory": (grown + blocked.extra.median) / size_bytes,
+        "trainer-memory": (grown + found["sealed in", "spotckpt"].extra.median) / size_bytes,
     }
 
 
