@@ -53,7 +53,9 @@ def on_terminal(*arguments: str, columns: int = 100, **environment: str) -> Done
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "-m", "spotckpt", *arguments],
-        env={**os.environ, "TERM": "xterm-256color", **environment},
+        # COLUMNS, which a test runner may set, would count for more than the terminal's own width
+        env={name: value for name, value in os.environ.items() if name != "COLUMNS"}
+        | {"TERM": "xterm-256color", **environment},
         stdin=follower,
         stdout=follower,
         stderr=follower,
