@@ -6,6 +6,7 @@ import pytest
 
 from spotckpt.config import Every, Settings, parse_seconds, parse_speed
 from spotckpt.errors import SettingError
+from spotckpt.training.request import make_settings
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,13 @@ def test_speeds_are_read(text, speed):
 def test_what_is_no_speed_is_refused(value):
     with pytest.raises(SettingError, match="upload_limit"):
         parse_speed(value, name="upload_limit")
+
+
+def test_uploads_and_overlap_are_checked() -> None:
+    assert make_settings({}).upload_every_s == 0.0
+    assert make_settings({}).overlap is None
+    given = make_settings({"upload_every": "30min", "overlap": True})
+    assert (given.upload_every_s, given.overlap) == (1800.0, True)
+    for options in ({"upload_every": "often"}, {"upload_every": "100 steps"}, {"overlap": "yes"}):
+        with pytest.raises(SettingError, match=next(iter(options))):
+            make_settings(options)  # type: ignore[typeddict-item]

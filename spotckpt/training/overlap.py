@@ -24,7 +24,7 @@ class Overlap:
         copy: whose other rows are copied already.
         rows: to copy.
         optimizers: whose next step waits.
-        seal: makes the snapshot exist; called on the thread, if it is not torn.
+        seal: makes the snapshot exist, or gives its slot back; called on the thread, if it is not torn.
         discard: called on the thread, if there is nothing to seal.
     """
 
@@ -91,19 +91,26 @@ class Overlap:
 
     def _work(self) -> None:
         try:
-            self._copy.run(self._rows, given_up=lambda: self._given_up, issued=self._issued)
-            self.torn = self.torn or not self._copy.stands(self._samples)
-            if self.torn or self._given_up:
-                self._discard()
-            else:
+            if self._stands():
                 self._seal()
         except BaseException as error:  # noqa: BLE001  the top of a thread: the loop raises it where it settles
             self._error = error
-            with suppress(SpotckptError):
-                self._discard()
         finally:
             self._read.set()
             self._done.set()
+
+    def _stands(self) -> bool:
+        """Copies; whether there is something to seal."""
+        stands = False
+        try:
+            self._copy.run(self._rows, given_up=lambda: self._given_up, issued=self._issued)
+            self.torn = self.torn or not self._copy.stands(self._samples)
+            stands = not self.torn and not self._given_up
+        finally:
+            if not stands:
+                with suppress(SpotckptError):
+                    self._discard()
+        return stands
 
     def _issued(self, tickets: Sequence[Ticket]) -> None:
         """All is read, or will be before those events: from here on the tensors may change."""

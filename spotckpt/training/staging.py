@@ -15,7 +15,7 @@ import torch
 
 from spotckpt.agent.slots import Mappings, Slot
 from spotckpt.deadline import SYSTEM_CLOCK, Deadline
-from spotckpt.errors import SpotckptError
+from spotckpt.errors import SpoolError, SpotckptError
 from spotckpt.snapshot.metrics import Best
 from spotckpt.snapshot.pack import Layout, TensorSpec, layout
 from spotckpt.snapshot.staged import Staged
@@ -120,7 +120,11 @@ class Stager:
 
         def seal() -> None:
             timings.setdefault("copy", time.perf_counter() - started)
-            slot.seal(_describe(slot, captured, plan, facts, reason=reason, finished=finished, timings=timings))
+            try:
+                slot.seal(_describe(slot, captured, plan, facts, reason=reason, finished=finished, timings=timings))
+            except BaseException:
+                self._session.abort(slot)
+                raise
             self._session.sealed(slot)
 
         timings: dict[str, float] = {}
@@ -130,16 +134,16 @@ class Stager:
             copy.run(sorted(set(copy.rows()) - set(late)) if late else copy.rows())
             if late:
                 overlap = Overlap(copy, late, optimizers, seal=seal, discard=partial(self._session.abort, slot))
-                if self._starts(overlap):
-                    self._under_way = overlap, slot.id
-                    timings["stage"] = time.perf_counter() - started
+                timings["stage"] = time.perf_counter() - started
+                if self._starts(overlap, slot.id):
                     return slot.id
                 copy.run(late)
-            timings["stage"] = time.perf_counter() - started
-            seal()
         except BaseException:
-            self._session.abort(slot)
+            if self._under_way is None:  # else its thread still writes there
+                self._session.abort(slot)
             raise
+        timings["stage"] = time.perf_counter() - started
+        seal()
         return slot.id
 
     def join(self) -> None:
@@ -181,12 +185,13 @@ class Stager:
             self.settle(give_up=True)
         self._mappings.close()
 
-    def _starts(self, overlap: Overlap) -> bool:
+    def _starts(self, overlap: Overlap, snapshot: str) -> bool:
+        self._under_way = overlap, snapshot
         try:
             overlap.start()
         except RuntimeError:  # no thread to be had
-            return False
-        return True
+            self._under_way = None
+        return self._under_way is not None
 
     def _overlaps(self, captured: Capture, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
         if not optimizers or self._overlap is False or is_capturing():
@@ -205,8 +210,10 @@ class Stager:
         try:
             for slot, data in self._session.prepare(size_bytes):
                 self._mappings.touch(slot, data)
-        except SpotckptError as error:
+        except SpoolError as error:
             say(f"warning: {error}")
+        except SpotckptError:
+            pass  # the run was closed meanwhile, or the agent says it again at the first snapshot
 
 
 def _describe(
