@@ -8,21 +8,20 @@ from typing import TypeVar
 
 from spotckpt.deadline import Deadline
 from spotckpt.errors import Corrupt, FutureFormat, LimitExceeded, NotFound, NothingRestorable, SnapshotError
+from spotckpt.snapshot.arrival import OLDER, Packs, Reader, pieces_of
 from spotckpt.snapshot.choose import Choice, Evaluated
 from spotckpt.snapshot.envelope import digest
 from spotckpt.snapshot.keys import SnapshotId, manifest_key
 from spotckpt.snapshot.lazy import in_parallel
 from spotckpt.snapshot.manifest import MAX_MANIFEST_BYTES, Manifest
 from spotckpt.snapshot.pack import read_header
-from spotckpt.snapshot.part import MAX_PART_BYTES, Chunk, Part
-from spotckpt.store.base import Progress, Span, Store
+from spotckpt.snapshot.part import MAX_PART_BYTES, Part
+from spotckpt.store.base import Progress, Store
 
 T = TypeVar("T")
 
 GROUP_BYTES = 128 << 20
 """About as much as `verify` has in memory at a time."""
-
-_OLDER = "an older snapshot is used if there is one"
 
 
 def read_manifest(
@@ -38,7 +37,7 @@ def read_manifest(
     key = manifest_key(snapshot)
     manifest = Manifest.from_bytes(_read(store, key, MAX_MANIFEST_BYTES, deadline), key=key)
     if run_id is not None and manifest.run_id != run_id:
-        raise Corrupt(f"{key} belongs to run {manifest.run_id}, not {run_id}", hint=_OLDER)
+        raise Corrupt(f"{key} belongs to run {manifest.run_id}, not {run_id}", hint=OLDER)
     return manifest
 
 
@@ -86,13 +85,13 @@ def read_part(store: Store, manifest: Manifest, rank: int = 0, *, deadline: Dead
     """
     reference = manifest.parts[rank]
     if reference.length > MAX_PART_BYTES:
-        raise LimitExceeded(f"{reference.key} is said to have {reference.length} bytes", hint=_OLDER)
+        raise LimitExceeded(f"{reference.key} is said to have {reference.length} bytes", hint=OLDER)
     try:
         data = _read(store, reference.key, reference.length, deadline)
     except LimitExceeded as error:
-        raise Corrupt(f"{reference.key} is longer than the manifest says", hint=_OLDER) from error
+        raise Corrupt(f"{reference.key} is longer than the manifest says", hint=OLDER) from error
     if len(data) != reference.length or digest(data) != reference.digest:
-        raise Corrupt(f"{reference.key} is not the object that was committed (digest)", hint=_OLDER)
+        raise Corrupt(f"{reference.key} is not the object that was committed (digest)", hint=OLDER)
     part = Part.from_bytes(data, key=reference.key)
     _check_inside(part, manifest, reference.key)
     return part
@@ -102,12 +101,12 @@ def _check_inside(part: Part, manifest: Manifest, key: str) -> None:
     packs = {pack.key: pack for pack in manifest.packs}
     for name in part.packs:
         if name not in packs:
-            raise Corrupt(f"{key} uses {name}, which its manifest does not name", hint=_OLDER)
+            raise Corrupt(f"{key} uses {name}, which its manifest does not name", hint=OLDER)
     for entry in part.tensors:
         for chunk in entry.chunks:
             pack = packs[part.packs[chunk.pack]]
             if not pack.header_length <= chunk.offset <= pack.length - chunk.length:
-                raise Corrupt(f"{key}: tensor {entry.name} lies outside {pack.key}", hint=_OLDER)
+                raise Corrupt(f"{key}: tensor {entry.name} lies outside {pack.key}", hint=OLDER)
 
 
 def read_tensors(
@@ -134,81 +133,20 @@ def read_tensors(
         Corrupt: a pack is missing or short, or a chunk does not match its digest.
     """
     wanted = sorted(set(range(len(part.tensors)) if indices is None else indices))
-    chunks = [(index, chunk) for index in wanted for chunk in part.tensors[index].chunks]
-    _require_sizes(store, part, [chunk for _, chunk in chunks], deadline)
+    packs = Packs(store, part, deadline=deadline)
+    packs.require(wanted)
     buffers = {index: bytearray(part.tensors[index].size_bytes) for index in wanted}
-    targets = [(chunk, _target(part, index, chunk, buffers[index])) for index, chunk in chunks]
-    for pack, key in enumerate(part.packs):
-        mine = sorted(((c, t) for c, t in targets if c.pack == pack and c.length), key=lambda one: one[0].offset)
-        _fill(store, key, [(chunk.offset, target) for chunk, target in mine], progress, deadline)
-    for (index, chunk), (_, target) in zip(chunks, targets, strict=True):
-        _check_digest(part, index, chunk, target)
+    reader = Reader(part, packs, progress=progress)
+    reader.read([piece for index in wanted for piece in pieces_of(part, index, memoryview(buffers[index]))])
+    reader.finish()
     return buffers
-
-
-def _target(part: Part, index: int, chunk: Chunk, buffer: bytearray) -> memoryview:
-    entry = part.tensors[index]
-    # rows of the first axis are contiguous; other boxes come with resharding, which this version does not write
-    if chunk.start[1:] != (0,) * len(chunk.start[1:]) or chunk.shape[1:] != entry.shape[1:]:
-        raise LimitExceeded(f"tensor {entry.name} of {part.snapshot} is in boxes, not rows", hint="upgrade spotckpt")
-    row = len(buffer) // entry.shape[0] if entry.shape and entry.shape[0] else 0
-    start = chunk.start[0] * row if chunk.start else 0
-    return memoryview(buffer)[start : start + chunk.length]
-
-
-def _require_sizes(store: Store, part: Part, chunks: Sequence[Chunk], deadline: Deadline | None) -> None:
-    """Before anything is allocated: a pack that is missing or short is told by one request each."""
-    for pack, key in enumerate(part.packs):
-        needed = max((chunk.offset + chunk.length for chunk in chunks if chunk.pack == pack), default=0)
-        if not needed:
-            continue
-        try:
-            size = store.stat(key, deadline=deadline).size_bytes
-        except NotFound as error:
-            raise Corrupt(f"{key} is missing", hint=_OLDER) from error
-        if size < needed:
-            raise Corrupt(f"{key} has {size} bytes, and {needed} are needed", hint=_OLDER)
-
-
-def _fill(
-    store: Store,
-    key: str,
-    wanted: Sequence[tuple[int, memoryview]],
-    progress: Progress | None,
-    deadline: Deadline | None,
-) -> None:
-    """Reads (offset, buffer), sorted by offset: neighbours in one request, long ones in several."""
-    if not wanted:
-        return
-    try:
-        store.read_into(key, _spans(wanted), deadline=deadline, progress=progress)
-    except NotFound as error:
-        raise Corrupt(f"{key} is missing", hint=_OLDER) from error
-
-
-def _spans(pieces: Sequence[tuple[int, memoryview]]) -> list[Span]:
-    spans: list[tuple[int, list[memoryview]]] = []
-    end = -1
-    for at, part in pieces:
-        if at == end:
-            spans[-1][1].append(part)
-        else:
-            spans.append((at, [part]))
-        end = at + len(part)
-    return list(spans)
-
-
-def _check_digest(part: Part, index: int, chunk: Chunk, data: memoryview) -> None:
-    if digest(data) != chunk.digest:
-        name, key = part.tensors[index].name, part.packs[chunk.pack]
-        raise Corrupt(f"{key}: tensor {name} does not match its digest {chunk.digest[:12]}…", hint=_OLDER)
 
 
 def _read(store: Store, key: str, limit_bytes: int, deadline: Deadline | None) -> bytes:
     try:
         return store.read(key, limit_bytes=limit_bytes, deadline=deadline)
     except NotFound as error:
-        raise Corrupt(f"{key} is missing", hint=_OLDER) from error
+        raise Corrupt(f"{key} is missing", hint=OLDER) from error
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,24 @@
-"""A snapshot in memory: fetched, every digest checked, not yet in any object."""
+"""A snapshot to go on from: what it holds is read and checked at once, its tensors when it is known where they go."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from spotckpt.errors import Corrupt
-from spotckpt.snapshot.fetch import read_manifest, read_part, read_tensors
+from spotckpt.errors import Corrupt, StoreError
+from spotckpt.snapshot.arrival import Packs, Source
+from spotckpt.snapshot.fetch import read_manifest, read_part
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import Manifest
-from spotckpt.store.base import Progress, Store
-from spotckpt.training.restore import TensorSource, decode_value, tensor_indices
+from spotckpt.snapshot.part import Part
+from spotckpt.store.base import Store
+from spotckpt.training.filling import Filling
+from spotckpt.training.restore import decode_value, tensor_indices
+from spotckpt.training.say import Arriving, say
+
+Near = Callable[[SnapshotId, Part], "Source | None"]
+"""Where the tensors of a snapshot lie on this machine, if they do."""
 
 
 @dataclass(frozen=True)
@@ -23,24 +30,53 @@ class Saved:
         manifest: its manifest.
         objects: name → encoded state of each tracked object.
         run: the run's own encoded state: position, vars, metrics, gradients.
-        source: the tensors.
+        part: the table of its tensors.
+        sources: where the tensors can be read, the nearest first; the last is the bucket.
+        own: the run's own state, decoded, once `with_own` has read it.
     """
 
     id: SnapshotId
     manifest: Manifest
     objects: Mapping[str, Any]
     run: Mapping[str, Any]
-    source: TensorSource
+    part: Part
+    sources: list[Source]
+    own: Mapping[str, Any] = field(default_factory=dict)
 
-    def own(self, name: str, default: Any = None) -> Any:
-        """A value of the run's own state, decoded; its tensors are on the CPU."""
-        if name not in self.run:
-            return default
-        return decode_value(self.run[name], self.source, path=name, map_location="cpu")
+    def read(self, filling: Filling, *, check: Callable[[], None] = lambda: None) -> None:
+        """Reads what is asked for. A copy on this machine that is damaged is said aloud and not used again.
 
-    def without_tensors(self) -> Saved:
-        """The same, holding no memory."""
-        return replace(self, source=TensorSource((), {}))
+        Args:
+            filling: of this part.
+            check: called again and again; what it raises ends the reading.
+
+        Raises:
+            Corrupt: bytes are missing or wrong.
+            StoreError: the store cannot be read.
+        """
+        while len(self.sources) > 1:
+            try:
+                return self._read(filling, check)
+            except (Corrupt, StoreError) as error:
+                say(
+                    f"warning: the copy of {self.id} on this machine is of no use ({error.message}): reading the bucket"
+                )
+                del self.sources[0]
+        return self._read(filling, check)
+
+    def _read(self, filling: Filling, check: Callable[[], None]) -> None:
+        filling.read(self.sources[0], progress=Arriving(f"reading {self.id}", filling.num_bytes, check))
+
+    def with_own(self, *, check: Callable[[], None]) -> Saved:
+        """The same with the run's own state, its tensors on the CPU. Raises as `read` does."""
+        filling = Filling(self.part)
+        own = {name: decode_value(tree, filling, path=name, map_location="cpu") for name, tree in self.run.items()}
+        self.read(filling, check=check)
+        return replace(self, own=own)
+
+    def without_own(self) -> Saved:
+        """The same, holding nothing large."""
+        return replace(self, own={})
 
 
 def fetch(
@@ -48,20 +84,19 @@ def fetch(
     snapshot: SnapshotId,
     *,
     wanted: Callable[[str, Mapping[str, Any]], bool] | None = None,
-    own: bool = True,
+    own: Callable[[str], bool] = lambda name: True,
     run_id: str | None = None,
-    progress: Progress | None = None,
+    near: Near | None = None,
 ) -> Saved:
-    """Reads a snapshot and checks every byte that it keeps.
+    """Reads and checks all of a snapshot but its tensors; of the packs that these lie in, presence and length.
 
     Args:
         store: of the run.
         snapshot: which.
-        wanted: which of the tracked objects are needed, by name and encoded state; None means all. The tensors of
-            others are not downloaded.
-        own: whether the run's own state is needed.
+        wanted: which of the tracked objects are needed, by name and encoded state; None means all.
+        own: which of the run's own values are needed, by name.
         run_id: the run that it must belong to; None takes what is there.
-        progress: called with each number of bytes that has arrived.
+        near: asked for a copy on this machine.
 
     Raises:
         Corrupt, NotFound: something is not what was committed; names the key.
@@ -70,11 +105,12 @@ def fetch(
     manifest = read_manifest(store, snapshot, run_id=run_id)
     part = read_part(store, manifest)
     objects, run = _trees(part.tree, snapshot)
-    kept = {name: tree for name, tree in objects.items() if wanted is None or wanted(name, tree)}
-    run = run if own else {}
-    indices = tensor_indices([*kept.values(), *run.values()])
-    tensors = read_tensors(store, part, indices, progress=progress)
-    return Saved(snapshot, manifest, kept, run, TensorSource(part.tensors, tensors))
+    objects = {name: tree for name, tree in objects.items() if wanted is None or wanted(name, tree)}
+    run = {name: tree for name, tree in run.items() if own(name)}
+    packs = Packs(store, part)
+    packs.require([row for row in tensor_indices([*objects.values(), *run.values()]) if row < len(part.tensors)])
+    copy = None if near is None else near(snapshot, part)
+    return Saved(snapshot, manifest, objects, run, part, [packs] if copy is None else [copy, packs])
 
 
 def _trees(tree: Any, snapshot: SnapshotId) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,39 +17,87 @@ _WRAPPERS = {"module", "_orig_mod"}
 _MAX_LISTED = 10
 
 
-def load(name: str, module: torch.nn.Module, state: Mapping[str, Any], *, strict: bool) -> tuple[str, ...]:
-    """Loads a state dict into a module, in place.
+@dataclass(frozen=True)
+class Fit:
+    """How a saved state fits a module.
+
+    Attributes:
+        state: what of it can be loaded, under the live module's names. A `_metadata` attribute (versions of submodules)
+            is the saved one's.
+        lines: one for each key that is skipped, and for each that is converted to another dtype.
+    """
+
+    state: OrderedDict[str, Any]
+    lines: tuple[str, ...]
+
+
+def fit(name: str, module: torch.nn.Module, state: Mapping[str, Any], *, strict: bool) -> Fit:
+    """Compares keys, shapes and dtypes; of tensors nothing else is looked at.
 
     Args:
         name: for messages.
-        module: its parameters and buffers are written.
-        state: decoded; its tensors are copied, not kept. A `_metadata` attribute (versions of submodules) is honoured.
+        module: not changed.
+        state: decoded.
         strict: whether keys and shapes must all fit; otherwise those that do not are skipped.
 
-    Returns:
-        A line for each key that was skipped, and for each that was converted to another dtype.
-
     Raises:
-        MismatchError: something does not fit and `strict` is true. Nothing was loaded.
+        MismatchError: something does not fit and `strict` is true.
     """
     live = module.state_dict()
-    renamed = _rename(state, live)
-    lines = _differences(renamed, live)
+    same = renamed(state, live)
+    lines = _differences(same, live)
     if strict and lines:
         raise MismatchError(
             f"{name} does not fit the snapshot: {_summary(lines)}",
             hint="build the same model, or track it with strict=False to skip these",
         )
-    fitting = OrderedDict((key, value) for key, value in renamed.items() if key in live and _fits(value, live[key]))
-    fitting._metadata = getattr(renamed, "_metadata", OrderedDict())  # type: ignore[attr-defined]
+    fitting = OrderedDict((key, value) for key, value in same.items() if key in live and _fits(value, live[key]))
+    fitting._metadata = getattr(same, "_metadata", OrderedDict())  # type: ignore[attr-defined]
     converted = [
         _conversion(key, value, live[key]) for key, value in fitting.items() if _is_converted(value, live[key])
     ]
+    return Fit(fitting, (*lines, *converted))
+
+
+def load(name: str, module: torch.nn.Module, fitting: Fit, *, strict: bool) -> tuple[str, ...]:
+    """Loads what fits, in place; tensors are copied, not kept.
+
+    Returns:
+        The lines of the fit.
+
+    Raises:
+        MismatchError: the module refuses it.
+    """
     try:
-        module.load_state_dict(fitting, strict=strict)
+        module.load_state_dict(fitting.state, strict=strict)
     except RuntimeError as error:
         raise MismatchError(f"{name} does not fit the snapshot: {error}", hint="build the same model") from error
-    return (*lines, *converted)
+    return fitting.lines
+
+
+def places(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, by key, that loading does nothing to but copy the state's tensor into them.
+
+    Submodules that load in a way of their own (by an override, or a hook that may change the state) are left out.
+    """
+    if type(module).load_state_dict is not torch.nn.Module.load_state_dict:
+        return {}
+    parts = module.named_modules(remove_duplicate=False)
+    own_way = tuple(f"{path}." if path else "" for path, part in parts if _loads_its_own_way(part))
+    tensors = itertools.chain(
+        module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+    )
+    return {
+        key: tensor
+        for key, tensor in tensors
+        if type(tensor) in (torch.Tensor, torch.nn.Parameter) and not key.startswith(own_way)
+    }
+
+
+def _loads_its_own_way(module: torch.nn.Module) -> bool:
+    # torch's own overrides, as BatchNorm's, add or rename keys and leave the tensors alone
+    plain = type(module)._load_from_state_dict.__module__.startswith("torch.nn.modules.")
+    return not plain or bool(module._load_state_dict_pre_hooks)
 
 
 def bare(key: str) -> str:
@@ -55,17 +105,17 @@ def bare(key: str) -> str:
     return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
 
 
-def _rename(state: Mapping[str, Any], live: Mapping[str, Any]) -> Mapping[str, Any]:
+def renamed(state: Mapping[str, Any], live: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state under the live module's names. As it is where they agree, or where stripping would be ambiguous."""
     names = {bare(key): key for key in live}
     if state.keys() == live.keys() or len(names) < len(live) or len({bare(key) for key in state}) < len(state):
         return state
-    renamed = OrderedDict((names.get(bare(key), key), value) for key, value in state.items())
+    found = OrderedDict((names.get(bare(key), key), value) for key, value in state.items())
     versions = {bare(path): value for path, value in getattr(state, "_metadata", {}).items()}
-    renamed._metadata = OrderedDict(  # type: ignore[attr-defined]
+    found._metadata = OrderedDict(  # type: ignore[attr-defined]
         (path, versions[bare(path)]) for path in getattr(live, "_metadata", {}) if bare(path) in versions
     )
-    return renamed
+    return found
 
 
 def _differences(state: Mapping[str, Any], live: Mapping[str, Any]) -> list[str]:

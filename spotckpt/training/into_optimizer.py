@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,24 +14,48 @@ _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "moment
 """State of torch's optimizers that has the parameter's shape; torch itself does not compare."""
 
 
-def load(
-    name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], *, override: Sequence[str] = ()
-) -> None:
-    """Loads a decoded state dict; its tensors may be kept.
-
-    Args:
-        name: for messages.
-        optimizer: changed in place.
-        state: as the optimizer's `state_dict()` gave it.
-        override: keys of `param_groups` that keep the live value, as in `["lr"]`.
+def check(name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Whether a decoded state dict fits; of its tensors only the shapes are looked at.
 
     Raises:
-        MismatchError: groups, numbers of parameters or shapes differ; nothing was loaded then.
-        UsageError: `override` names what is no key of `param_groups`.
+        MismatchError: groups, numbers of parameters or shapes differ.
     """
     _check_groups(name, optimizer, state)
     _check_shapes(name, optimizer, state)
-    check_override(name, optimizer, override)
+
+
+def devices(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Iterator[tuple[torch.Tensor, torch.device]]:
+    """The tensors of the state with the device that `load_state_dict` would move each to: where it is allocated."""
+    on_device = {
+        id(parameter): group.get("fused") or group.get("capturable")
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for index, parameter in _by_saved_id(optimizer, state).items():
+        of_parameter = state["state"].get(index)
+        for key, value in of_parameter.items() if isinstance(of_parameter, Mapping) else ():
+            if key != "step" or on_device[id(parameter)]:
+                yield from ((tensor, parameter.device) for tensor in _tensors_in(value))
+
+
+def _tensors_in(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors_in(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _tensors_in(one)
+
+
+def load(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], *, override: Sequence[str] = ()) -> None:
+    """Loads a decoded state dict that fits; tensors on the parameter's device are kept, not copied.
+
+    Args:
+        optimizer: changed in place.
+        state: as the optimizer's `state_dict()` gave it.
+        override: keys of `param_groups` that keep the live value, as in `["lr"]`.
+    """
     kept = [{key: group[key] for key in override} for group in optimizer.param_groups]
     optimizer.load_state_dict(dict(state))
     for group, values in zip(optimizer.param_groups, kept, strict=True):

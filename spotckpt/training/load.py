@@ -8,6 +8,7 @@ from typing import Any
 from spotckpt.errors import UsageError
 from spotckpt.store.open import open_store
 from spotckpt.training.fetching import fetch
+from spotckpt.training.filling import Filling
 from spotckpt.training.request import parse_address
 from spotckpt.training.restore import MapLocation, decode_value
 from spotckpt.training.start import find, global_random_kept
@@ -37,14 +38,14 @@ def load(uri: str, *, only: str | Sequence[str] | None = None, map_location: Map
             store,
             snapshot,
             wanted=lambda name, tree: names is None or name in names,
-            own=names is None or "vars" in names,
+            own=lambda name: name == "vars" and (names is None or name in names),
         )
-    states = {
-        name: decode_value(tree["state"], saved.source, path=name, map_location=map_location)
-        for name, tree in saved.objects.items()
-    }
-    if "vars" in saved.run:
-        states["vars"] = decode_value(saved.run["vars"], saved.source, path="vars", map_location=map_location)
+        trees = {**{name: tree["state"] for name, tree in saved.objects.items()}, **saved.run}
+        filling = Filling(saved.part)
+        states = {
+            name: decode_value(tree, filling, path=name, map_location=map_location) for name, tree in trees.items()
+        }
+        saved.read(filling)
     missing = sorted((names or set()) - set(states))
     if missing:
         raise UsageError(f"snapshot {snapshot} does not hold {', '.join(missing)}", hint="see: spotckpt show " + uri)

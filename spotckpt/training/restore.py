@@ -1,52 +1,34 @@
 """Restore: from a part's tree and tensors back into the live objects, in place.
 
-What comes out never shares memory with the fetched buffers or with another object's state.
+In two steps, with the reading between them: `prepare` checks everything and says which bytes go where; what it returns
+puts the state into the object. What comes out never shares memory with another object's state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from spotckpt.errors import Corrupt, MismatchError, UsageError
-from spotckpt.snapshot.part import TensorEntry
+from spotckpt.errors import MismatchError, UsageError
 from spotckpt.snapshot.tree import decode
 from spotckpt.training import into_module, into_optimizer
+from spotckpt.training.filling import Filling
 from spotckpt.training.leaves import decode_leaf
 from spotckpt.training.objects import kind_of, with_article
-from spotckpt.training.rng import restore_generator
-from spotckpt.training.tensors import own_array, own_tensor, tensor_view
+from spotckpt.training.rng import kind_of_generator, restore_generator
+from spotckpt.training.tensors import DTYPES, empty_array
 
 _WITH_KEYS = ("stateful", "dict")
+_CPU = torch.device("cpu")
 
 MapLocation: TypeAlias = "str | torch.device | Mapping[str, str] | None"
 
-
-class TensorSource:
-    """The fetched tensors of one part.
-
-    Args:
-        entries: the part's tensor table.
-        buffers: index → writable bytes of that tensor, in logical row-major order. May lack what no tree asks for.
-    """
-
-    def __init__(self, entries: Sequence[TensorEntry], buffers: Mapping[int, Any]) -> None:
-        self._entries = entries
-        self._buffers = buffers
-
-    def fetched(self, index: object) -> tuple[Any, TensorEntry]:
-        """The bytes of a row and what they are.
-
-        Raises:
-            Corrupt: the table has no such row.
-        """
-        if type(index) is not int or not 0 <= index < len(self._entries):
-            raise Corrupt(f"state tree: there is no tensor {index!r:.40}", hint="use another snapshot")
-        assert index in self._buffers, f"tensor {index} was not fetched"
-        return self._buffers[index], self._entries[index]
+Load: TypeAlias = "Callable[[], tuple[str, ...]]"
+"""Puts a state into its object, once it is read; a line for each thing that was skipped or converted."""
 
 
 def tensor_indices(tree: object) -> frozenset[int]:
@@ -71,12 +53,14 @@ def _nodes(tree: object) -> Iterator[Mapping[str, Any]]:
             pending.extend(node)
 
 
-def decode_value(tree: object, source: TensorSource, *, path: str = "", map_location: MapLocation = None) -> Any:
-    """The value of an encoded tree; tensors own their memory and are as tied among themselves as when captured.
+def decode_value(tree: object, filling: Filling, *, path: str = "", map_location: MapLocation = None) -> Any:
+    """The value of an encoded tree, whose tensors and arrays hold nothing before `filling` is read.
+
+    Tensors own their memory and are as tied among themselves as when captured.
 
     Args:
         tree: such as `part.tree["run"]["vars"]` or `part.tree["objects"]["model"]["state"]`.
-        source: must hold `tensor_indices(tree)`.
+        filling: of the part.
         path: for messages.
         map_location: the device for tensors, or a mapping from saved to wanted device; None is the saved device.
 
@@ -85,23 +69,61 @@ def decode_value(tree: object, source: TensorSource, *, path: str = "", map_loca
         Corrupt: the tree and the tensor table do not fit.
     """
     devices = {saved: _device(saved, map_location, path) for saved in _saved_devices(tree)}
+    return _decode(tree, filling, lambda row, saved: devices[saved])
+
+
+def _decode(tree: object, filling: Filling, device_of: Callable[[int, str], torch.device | None]) -> Any:
+    """As `decode_value`; what has no device is not needed and stays without bytes."""
     made: dict[object, torch.Tensor] = {}
-
-    def tensor(index: int, saved_device: str) -> torch.Tensor:
-        device = devices[saved_device]
-        if (index, device) not in made:
-            buffer, entry = source.fetched(index)
-            made[index, device] = own_tensor(buffer, entry, device)
-        return made[index, device]
-
     arrays: dict[int, np.ndarray[Any, Any]] = {}
 
-    def array(index: int) -> np.ndarray[Any, Any]:
-        if index not in arrays:
-            arrays[index] = own_array(*source.fetched(index))
-        return arrays[index]
+    def tensor(row: int, saved_device: str) -> torch.Tensor:
+        device = device_of(row, saved_device)
+        if (row, device) not in made:
+            made[row, device] = _outline_of(filling, row) if device is None else filling.fresh(row, device)
+        return made[row, device]
+
+    def array(row: int) -> np.ndarray[Any, Any]:
+        if row not in arrays:
+            arrays[row] = filling.array(row)
+        return arrays[row]
 
     return decode(tree, leaf=lambda node: decode_leaf(node, tensor), array=array)
+
+
+class _Outline:
+    """A state without its bytes: tensors are on the meta device, arrays are never touched.
+
+    Attributes:
+        value: decoded.
+        uses: how often each row of a tensor stands in the tree.
+    """
+
+    def __init__(self, tree: object, filling: Filling) -> None:
+        self.uses: Counter[int] = Counter()
+        self._filling = filling
+        self._tensors: dict[int, torch.Tensor] = {}
+        self.value: Any = decode(
+            tree,
+            leaf=lambda node: decode_leaf(node, self._tensor),
+            array=lambda row: empty_array(filling.entry(row)),
+        )
+        self._rows = {id(tensor): row for row, tensor in self._tensors.items()}
+
+    def _tensor(self, row: int, saved_device: str) -> torch.Tensor:
+        if row not in self._tensors:
+            self._tensors[row] = _outline_of(self._filling, row)
+        self.uses[row] += 1
+        return self._tensors[row]
+
+    def row_of(self, value: object) -> int | None:
+        """The row of a tensor in the value; None of anything else, and of one that the tree wraps."""
+        return self._rows.get(id(value))
+
+
+def _outline_of(filling: Filling, row: int) -> torch.Tensor:
+    entry = filling.entry(row)
+    return torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
 
 
 def _device(saved: str, map_location: MapLocation, path: str) -> torch.device:
@@ -122,42 +144,29 @@ def _device(saved: str, map_location: MapLocation, path: str) -> torch.device:
     return wanted
 
 
-def _decode_views(tree: object, source: TensorSource) -> Any:
-    """As `decode_value` on the CPU, but tensors share the fetched memory: only for what is copied at once."""
-    return decode(
-        tree,
-        leaf=lambda node: decode_leaf(node, lambda index, device: tensor_view(*source.fetched(index))),
-        array=lambda index: own_array(*source.fetched(index)),
-    )
-
-
-def restore_object(
+def prepare(
     name: str,
     obj: object,
     saved: Mapping[str, Any],
-    source: TensorSource,
+    filling: Filling,
     *,
     strict: bool = True,
     map_location: MapLocation = None,
     override: Sequence[str] = (),
-) -> tuple[str, ...]:
-    """Loads a saved state into a live object.
+) -> Load:
+    """Checks whether a saved state fits a live object, and joins to `filling` what has to be read for it.
 
     Args:
         name: under which it is tracked.
-        obj: changed in place.
+        obj: nothing of it is changed before `filling` is read.
         saved: `part.tree["objects"][name]`: its `kind` and encoded `state`.
-        source: must hold `tensor_indices(saved)`.
+        filling: of the part.
         strict: False skips keys and shapes of a module that do not fit.
         map_location: where tensors go that are not copied into existing ones.
         override: keys whose live value wins: of an optimizer's `param_groups`, or top-level ones of another state.
 
-    Returns:
-        A line for each thing that was skipped or converted; empty when everything fitted.
-
     Raises:
-        MismatchError: kind, keys, shapes or numbers of parameters do not fit; nothing was loaded into a module or
-            optimizer then.
+        MismatchError: kind, keys, shapes or numbers of parameters do not fit.
         UsageError: `override` names a key that is not there.
     """
     kind = kind_of(name, obj)
@@ -167,25 +176,83 @@ def restore_object(
             f"the snapshot holds {with_article(saved['kind'])} of that name",
             hint="track the same objects under the same names",
         )
-    if kind == "module":
-        assert isinstance(obj, torch.nn.Module)
-        return into_module.load(name, obj, _module_state(name, saved["state"], source), strict=strict)
-    if kind == "optimizer":
-        assert isinstance(obj, torch.optim.Optimizer)
-        into_optimizer.load(name, obj, decode_value(saved["state"], source, map_location="cpu"), override=override)
+    check_override(name, obj, override)
+    if isinstance(obj, torch.nn.Module):
+        return _prepare_module(name, obj, saved["state"], filling, strict)
+    if isinstance(obj, torch.optim.Optimizer):
+        return _prepare_optimizer(name, obj, saved["state"], filling, override)
+    if isinstance(obj, torch.Tensor):
+        return _prepare_tensor(name, obj, saved["state"], filling)
+    state = decode_value(saved["state"], filling, path=name, map_location=map_location)
+    return _prepare_other(name, kind, obj, state, override)
+
+
+def _prepare_module(name: str, module: torch.nn.Module, tree: Any, filling: Filling, strict: bool) -> Load:
+    outline = _Outline(tree, filling)
+    fit = into_module.fit(name, module, outline.value, strict=strict)
+    places = into_module.places(module)
+    for key, value in list(fit.state.items()):
+        row = outline.row_of(value)
+        if row is not None and key in places and filling.into(row, places[key]):
+            # loading copies a tensor onto itself then, which costs nothing
+            fit.state[key] = places[key]
+            outline.uses[row] -= 1
+    others = [key for key, value in fit.state.items() if value is not places.get(key)]
+    if others:
+        owned = into_module.renamed(
+            _decode(tree, filling, lambda row, saved: _CPU if outline.uses[row] else None), module.state_dict()
+        )
+        fit.state.update({key: owned[key] for key in others})
+    return lambda: into_module.load(name, module, fit, strict=strict)
+
+
+def _prepare_optimizer(
+    name: str, optimizer: torch.optim.Optimizer, tree: Any, filling: Filling, override: Sequence[str]
+) -> Load:
+    outline = _Outline(tree, filling)
+    into_optimizer.check(name, optimizer, outline.value)
+    devices = {
+        row: device
+        for tensor, device in into_optimizer.devices(optimizer, outline.value)
+        if (row := outline.row_of(tensor)) is not None
+    }
+    state = _decode(tree, filling, lambda row, saved: devices.get(row, _CPU))
+
+    def load() -> tuple[str, ...]:
+        into_optimizer.load(optimizer, state, override=override)
         return ()
-    _load_other(name, kind, obj, decode_value(saved["state"], source, path=name, map_location=map_location), override)
-    return ()
+
+    return load
 
 
-def _module_state(name: str, tree: Any, source: TensorSource) -> dict[str, Any]:
-    state: dict[str, Any] = _decode_views(tree, source)
-    extra = [key for key in state if key.endswith("_extra_state")]
-    if extra:
-        # A module's set_extra_state may keep what it is given.
-        owned = decode_value(tree, source, path=name, map_location="cpu")
-        state.update({key: owned[key] for key in extra})
-    return state
+def _prepare_tensor(name: str, obj: torch.Tensor, tree: Any, filling: Filling) -> Load:
+    outline = _Outline(tree, filling)
+    _check_values(name, obj, outline.value)
+    row = outline.row_of(outline.value)
+    state = obj if row is not None and filling.into(row, obj) else decode_value(tree, filling, map_location="cpu")
+
+    def load() -> tuple[str, ...]:
+        with torch.no_grad():
+            obj.copy_(state)
+        return ()
+
+    return load
+
+
+def _prepare_other(name: str, kind: str, obj: Any, state: Any, override: Sequence[str]) -> Load:
+    if kind == "generator" and state.get("kind") != kind_of_generator(obj):
+        raise MismatchError(
+            f"{name}: a state of a {state.get('kind')} generator does not fit a {kind_of_generator(obj)} one",
+            hint="use the same kind of generator as before",
+        )
+    if kind == "array":
+        _check_values(name, obj, state)
+
+    def load() -> tuple[str, ...]:
+        _load_other(name, kind, obj, state, override)
+        return ()
+
+    return load
 
 
 def check_override(name: str, obj: Any, override: Sequence[str]) -> None:
@@ -208,15 +275,13 @@ def check_override(name: str, obj: Any, override: Sequence[str]) -> None:
 
 
 def _load_other(name: str, kind: str, obj: Any, state: Any, override: Sequence[str]) -> None:
-    if kind not in _WITH_KEYS:
-        check_override(name, obj, override)
     if kind == "generator":
         _put_generator(name, obj, state)
     elif kind == "stateful":
         _keep(name, state, obj.state_dict() if override else {}, override)
         obj.load_state_dict(state)
-    elif kind in ("tensor", "array"):
-        _copy_values(name, obj, state)
+    elif kind == "array":
+        obj[...] = state
     elif kind == "list" and isinstance(obj, list):
         obj[:] = state
     else:
@@ -248,14 +313,9 @@ def _put_generator(name: str, obj: Any, state: Any) -> None:
         raise MismatchError(f"{name}: {error}", hint="use the same kind of generator as before") from error
 
 
-def _copy_values(name: str, obj: Any, state: Any) -> None:
+def _check_values(name: str, obj: Any, state: Any) -> None:
     if tuple(obj.shape) != tuple(state.shape) or obj.dtype != state.dtype:
         raise MismatchError(
             f"{name}: saved as {state.dtype} {tuple(state.shape)}, tracked as {obj.dtype} {tuple(obj.shape)}",
             hint="track one of the same dtype and shape",
         )
-    if isinstance(obj, torch.Tensor):
-        with torch.no_grad():
-            obj.copy_(state)
-    else:
-        obj[...] = state

@@ -8,10 +8,11 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
-from spotckpt.errors import UsageError
+from spotckpt.errors import Corrupt, SpotckptError, UsageError
 from spotckpt.snapshot.metrics import Best, History, as_float
 from spotckpt.training.capture import Capture, capture, check_encodable
 from spotckpt.training.curves import HistoryView
+from spotckpt.training.fetching import Saved
 from spotckpt.training.objects import with_article
 from spotckpt.training.position import Position, Resume
 from spotckpt.training.restore import MapLocation
@@ -20,7 +21,7 @@ from spotckpt.training.saver import Saver
 from spotckpt.training.say import Progress, say
 from spotckpt.training.schedule import Evaluation
 from spotckpt.training.staging import Facts
-from spotckpt.training.start import Beginning, claim_finished
+from spotckpt.training.start import Beginning, claim_finished, fall_back, record_base
 from spotckpt.training.tracking import Tracked
 from spotckpt.training.vars import Vars
 
@@ -48,7 +49,7 @@ class Run:
         self.history = HistoryView(self._history)
         self.vars = Vars(lambda path, value: check_encodable(value, path=path), say)
         self._position = Position(say=say, progress=Progress("drawing the epoch's first part again", "batches"))
-        self._tracked = Tracked(saved, beginning.initial, say)
+        self._tracked = Tracked(saved, beginning.initial, say, fall_back=self._fall_back, check=beginning.check)
         self._evaluation = Evaluation(beginning.request.settings.keep_best)
         self._step = 0
         self._gradients: dict[str, dict[int, torch.Tensor]] = {}
@@ -56,7 +57,7 @@ class Run:
         self._epoch_now: int | None = None
         self._settled = self._encodable = self._over = self._finish_due = False
         if saved is not None:
-            self._load()
+            self._load(saved)
         self._saver = self._make_saver()
 
     # Where it is
@@ -249,17 +250,30 @@ class Run:
             environment=self._beginning.environment,
         )
 
-    def _load(self) -> None:
-        saved = self._beginning.saved
-        assert saved is not None
-        self._step = saved.own("step")
-        self._history.load(saved.own("metrics"))
-        self.vars.restore(saved.own("vars"))
-        position = saved.own("position")
+    def _load(self, saved: Saved) -> None:
+        self._step = saved.own["step"]
+        self._history.load(saved.own["metrics"])
+        self.vars.restore(saved.own["vars"])
+        position = saved.own["position"]
         self._position.load(position)
         if position["place"]["loop"] == position["place"]["calls"] == 0 and position["active"] is None:
             self._rng_before_loops = position["generators"]["rng"]
-        self._gradients = saved.own("gradients", {})
+        self._gradients = saved.own.get("gradients", {})
+
+    def _fall_back(self, error: SpotckptError) -> Saved:
+        """The snapshot is damaged: all of it that was restored so far is replaced by that of the next one."""
+        beginning = self._beginning
+        if self._position.begun:
+            raise Corrupt(
+                f"{error.message} (found after the first loop had begun, where nothing can be gone back to)",
+                hint="name an older snapshot: @step<=N",
+            ) from error
+        saved = fall_back(beginning, error)
+        self.resumed_from, self.arguments_changed = str(saved.id), beginning.arguments_changed
+        self._rng_before_loops = None
+        self._load(saved)
+        self._saver = self._make_saver()
+        return saved
 
     def _arrive_without_loops(self) -> None:
         """A snapshot taken before any loop of ours belongs to a program that only calls `boundary`: it is there now.
@@ -298,13 +312,14 @@ class Run:
                 self._saver.join()  # what follows a loop may change weights without an optimizer
 
     def _settle(self) -> None:
-        """Before the first step: nothing of the snapshot is forgotten, and the attempt is ours."""
+        """Restoring is over: nothing of the snapshot is forgotten, and the attempt is ours from here on."""
         if self._settled:
             return
         self._tracked.check_complete()
         if self._beginning.finished:
             claim_finished(self._beginning)
             self._saver = self._make_saver()
+        record_base(self._beginning)
         self._tracked.forget_snapshot()
         self._settled = True
 
@@ -336,7 +351,9 @@ class Run:
             self._tracked.check_complete()
 
     def _finish(self) -> None:
-        self._check_complete()
+        if self._saver is not None and not self._over:
+            self._settle()
+            self._tracked.check_complete()
         self._over = True
         self._finish_due = False
         self._position.finish()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from collections.abc import Callable
 
 from spotckpt.errors import SpotckptError
+
+_LONG_S = 0.5
 
 
 def say(text: str) -> None:
@@ -31,16 +35,48 @@ class Progress:
         self._what = what
         self._unit = unit
         self._shown = 0.0
+        self._width = 0
         self._ended = False
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, remark: str = "") -> None:
         """Shows how far it is, at most five times a second; the last number ends the line."""
         now = time.monotonic()
         if sys.stderr is None or not sys.stderr.isatty() or self._ended or (done < total and now - self._shown < 0.2):
             return
         self._shown, self._ended = now, done >= total
-        sys.stderr.write(f"\rspotckpt: {self._what}: {done:,} of {total:,} {self._unit}" + "\n" * (done >= total))
+        text = f"{self._what}: {done:,} of {total:,} {self._unit}{remark}"
+        self._width = max(self._width, len(text))  # a shorter line must cover the longer one before it
+        sys.stderr.write(f"\rspotckpt: {text:{self._width}}" + "\n" * (done >= total))
         sys.stderr.flush()
+
+
+class Arriving:
+    """A line that counts bytes and how many come in a second, on a terminal, if it takes long. Threads may share it.
+
+    Args:
+        what: as in "restoring".
+        total_bytes: how many there will be.
+        check: called each time; what it raises ends what it counts.
+    """
+
+    def __init__(self, what: str, total_bytes: int, check: Callable[[], None]) -> None:
+        self._total_bytes = total_bytes
+        self._check = check
+        self._began = time.monotonic()
+        self._came_bytes = 0
+        self._lock = threading.Lock()
+        self._line = Progress(what, "MB")
+
+    def __call__(self, count: int) -> None:
+        """So many bytes more have come."""
+        self._check()
+        with self._lock:
+            self._came_bytes = min(self._came_bytes + count, self._total_bytes)
+            seconds = time.monotonic() - self._began
+            if seconds < _LONG_S:
+                return
+            rate = self._came_bytes / seconds
+            self._line(self._came_bytes // 10**6, self._total_bytes // 10**6, f", {rate / 1e6:,.0f} MB/s")
 
 
 def say_error(error: SpotckptError) -> None:

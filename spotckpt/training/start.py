@@ -1,8 +1,9 @@
-"""How a training begins: look, claim, list, choose, fetch, record the base.
+"""How a training begins: look, claim, list, choose, read what the choice holds; then, when it is restored, the base.
 
 The order is what makes it safe. Only after the claim is the list final: a later commit of an earlier attempt finds our
-claim and is not acknowledged. The base is recorded before anything of this attempt can be committed, and the chosen
-manifest is read again after that, so that a pruning that did not see the record yet is noticed.
+claim and is not acknowledged. Tensors are read when it is known where they go, which may show that the choice is
+damaged and the next one is to be taken. The base is recorded after that, and before anything of this attempt can be
+staged; the chosen manifest is read again then, so that a pruning that did not see the record yet is noticed.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ class Beginning:
         saved: the snapshot to go on from.
         initial: a snapshot of another run whose weights to start from.
         finished: the run is over, and no attempt is held.
+        choice: what `saved` was taken from.
+        damaged: snapshots found to be, and why.
+        said: what was said about them.
+        run_id: of the run.
         followed: the selector was followed by an earlier attempt, so the training goes on from the newest.
         arguments: of the train function, as they are recorded.
         environment: as it is recorded.
@@ -59,6 +64,10 @@ class Beginning:
     saved: Saved | None = None
     initial: Saved | None = None
     finished: bool = False
+    choice: Choice | None = None
+    damaged: dict[SnapshotId, SpotckptError] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
+    run_id: str | None = None
     followed: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -67,6 +76,11 @@ class Beginning:
     def arguments_changed(self) -> dict[str, tuple[Any, Any]]:
         """Which arguments differ from those of the snapshot: name → (old, new)."""
         return {} if self.saved is None else changed(self.saved.manifest.arguments, self.arguments)
+
+    def check(self) -> None:
+        """Raises Interrupted if there is no time to begin."""
+        if self.session is not None:
+            self.session.news.raise_if_stopped()
 
 
 def begin(request: Request) -> Beginning:
@@ -111,6 +125,53 @@ def claim_finished(beginning: Beginning) -> None:
     beginning.finished = False
 
 
+def fall_back(beginning: Beginning, error: SpotckptError) -> Saved:
+    """The snapshot that the training goes on from turned out to be damaged: takes the next one.
+
+    A finished run has not ended, then: an attempt is claimed to end it again.
+
+    Raises:
+        NothingRestorable: there is none.
+    """
+    address, damaged = beginning.request.address, beginning.saved
+    assert address is not None and damaged is not None
+    beginning.damaged[damaged.id] = error
+    with global_random_kept():
+        store = open_store(address.uri, call_timeout_s=beginning.request.settings.call_timeout_s)
+        if beginning.session is None:
+            beginning.finished = False
+            _claim(store, beginning, address)
+        else:
+            _take(store, beginning)
+            if beginning.saved is not None:
+                say(f"going on from {beginning.saved.id} ({_where(beginning.saved)}) instead")
+    assert beginning.saved is not None, "a fresh start has nothing that could be damaged"
+    return beginning.saved
+
+
+def record_base(beginning: Beginning) -> None:
+    """Everything is restored: records what this attempt goes on from. From here on snapshots may be staged.
+
+    Raises:
+        NothingRestorable: it was deleted meanwhile.
+        Interrupted: the machine goes before the training began.
+    """
+    session, choice, address, saved = beginning.session, beginning.choice, beginning.request.address, beginning.saved
+    if session is None:
+        return
+    assert choice is not None and address is not None
+    with global_random_kept():
+        session.record_base(
+            None if saved is None else str(saved.id),
+            selector=str(address.selector),
+            consumed=choice.consumed,
+            skipped=choice.skipped(saved.id if saved else None),
+        )
+        if saved is not None:
+            _read_again(open_store(address.uri, call_timeout_s=beginning.request.settings.call_timeout_s), saved)
+            beginning.saved = saved.without_own()
+
+
 @contextmanager
 def global_random_kept() -> Iterator[None]:
     """Jittered retries draw from Python's global generator; a training must not notice that."""
@@ -134,7 +195,8 @@ def _finished_snapshot(store: Store, beginning: Beginning, address: Address) -> 
     if choice.candidates[0] != _choose(store, catalog, catalog.highest + 1, NEWEST, say).candidates[0]:
         return None  # a selector asks for another place than where the run ended
     try:
-        return fetch(store, picked[0])
+        beginning.choice = choice
+        return fetch(store, picked[0]).with_own(check=beginning.check)
     except (SnapshotError, NotFound):  # not whole: an attempt that claims says so and takes the next older one
         return None
 
@@ -147,16 +209,11 @@ def _claim(store: Store, beginning: Beginning, address: Address, *, go_on: bool 
     session = Session(address.uri, request.settings)
     beginning.session = session
     try:
-        run_id = session.open(address.selector, beginning.arguments)["run_id"]
+        beginning.run_id = session.open(address.selector, beginning.arguments)["run_id"]
         catalog = read_catalog(store, before=session.attempt)
         choice = _choose(store, catalog, session.attempt, address.selector, say)
-        beginning.followed = choice.followed
-
-        def not_too_late(_: int) -> None:
-            session.news.raise_if_stopped()
-
-        picked = pick(store, choice, lambda snapshot: fetch(store, snapshot, run_id=run_id, progress=not_too_late), say)
-        beginning.saved = picked[1] if picked else None
+        beginning.followed, beginning.choice = choice.followed, choice
+        _take(store, beginning)
         if not go_on and _has_finished(beginning, choice, address.selector):
             session.news.raise_if_stopped()
             _give_up(beginning)
@@ -166,13 +223,6 @@ def _claim(store: Store, beginning: Beginning, address: Address, *, go_on: bool 
         if beginning.saved is None and request.init_from is not None:
             beginning.initial = _fetch_initial(request.init_from, request.settings.call_timeout_s)
             beginning.environment["init_from"] = f"{request.init_from.uri}@{beginning.initial.id}"
-        session.record_base(
-            None if beginning.saved is None else str(beginning.saved.id),
-            selector=str(address.selector),
-            consumed=choice.consumed,
-            skipped=choice.skipped(picked[0] if picked else None),
-        )
-        _read_again(store, beginning.saved)
         session.started()
     except BaseException:
         _give_up(beginning)
@@ -196,9 +246,25 @@ def _choose(
     return choose(catalog, before, selector, evaluated=evaluated, claiming=claiming)
 
 
-def _read_again(store: Store, saved: Saved | None) -> None:
-    if saved is None:
-        return
+def _take(store: Store, beginning: Beginning) -> None:
+    """The first candidate that is whole, as far as can be told without reading all of its bytes."""
+    assert beginning.choice is not None
+
+    def check(snapshot: SnapshotId) -> Saved:
+        if snapshot in beginning.damaged:
+            raise beginning.damaged[snapshot]
+        return fetch(store, snapshot, run_id=beginning.run_id).with_own(check=beginning.check)
+
+    def tell(text: str) -> None:
+        if text not in beginning.said:
+            beginning.said.add(text)
+            say(text)
+
+    picked = pick(store, beginning.choice, check, tell)
+    beginning.saved = picked[1] if picked else None
+
+
+def _read_again(store: Store, saved: Saved) -> None:
     try:
         read_manifest(store, saved.id)
     except (Corrupt, NotFound) as error:
@@ -211,7 +277,7 @@ def _fetch_initial(address: Address, call_timeout_s: float) -> Saved:
     """The weights of another run, by its own selector; its optimizer states and the like are not downloaded."""
     store = open_store(address.uri, call_timeout_s=call_timeout_s)
     snapshot, _ = find(store, address)
-    return fetch(store, snapshot, wanted=lambda name, tree: tree.get("kind") == "module", own=False)
+    return fetch(store, snapshot, wanted=lambda name, tree: tree.get("kind") == "module", own=lambda name: False)
 
 
 def find(store: Store, address: Address) -> tuple[SnapshotId, Manifest]:
@@ -295,6 +361,6 @@ def _say_changes(beginning: Beginning) -> None:
 
 
 def _where(saved: Saved) -> str:
-    at = saved.own("at", {})
+    at = saved.own.get("at", {})
     epoch = f", epoch {saved.manifest.epoch}" if saved.manifest.epoch >= 0 else ""
     return f"step {saved.manifest.step}{epoch}, batch {at.get('batch', 0)}"

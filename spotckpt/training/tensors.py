@@ -132,49 +132,44 @@ def write_tensor(value: Storable, buffer: Any, offset: int) -> None:
 
 
 def tensor_view(buffer: Any, entry: TensorEntry) -> torch.Tensor:
-    """The tensor in a buffer, row-major, sharing the buffer's memory.
-
-    Raises:
-        Corrupt: the buffer is not as long as the entry says.
-    """
-    _check_length(buffer, entry)
+    """The tensor in a buffer of its length, row-major, sharing the buffer's memory."""
     dtype = DTYPES[entry.dtype]
     if entry.size_bytes == 0:
         return torch.empty(entry.shape, dtype=dtype)
     return torch.frombuffer(buffer, dtype=torch.uint8).view(dtype).view(entry.shape)
 
 
-def own_tensor(buffer: Any, entry: TensorEntry, device: torch.device) -> torch.Tensor:
-    """The tensor in memory of its own, laid out as it was when captured.
+def empty_tensor(entry: TensorEntry, device: torch.device) -> torch.Tensor:
+    """Memory for a tensor, laid out as it was when captured.
 
     Raises:
-        Corrupt: the buffer's length or the strides do not fit the entry.
+        Corrupt: the strides do not fit the entry.
     """
-    view = tensor_view(buffer, entry)
-    if entry.stride is None:
-        return torch.empty(entry.shape, dtype=view.dtype, device=device).copy_(view)
+    dtype = DTYPES[entry.dtype]
+    if entry.stride is None or not entry.size_bytes:
+        return torch.empty(entry.shape, dtype=dtype, device=device)
     # Checked before the allocation: a forged stride could ask for any amount of memory.
-    if entry.size_bytes and not _is_dense(entry.shape, entry.stride):
+    if not _is_dense(entry.shape, entry.stride):
         raise Corrupt(
             f"tensor {entry.name}: strides {list(entry.stride)} do not fit its shape", hint="use another snapshot"
         )
-    if entry.size_bytes == 0:
-        return view.to(device)
-    return torch.empty_strided(entry.shape, entry.stride, dtype=view.dtype, device=device).copy_(view)
+    return torch.empty_strided(entry.shape, entry.stride, dtype=dtype, device=device)
 
 
-def own_array(buffer: Any, entry: TensorEntry) -> np.ndarray[Any, Any]:
-    """The array in memory of its own, writable, C-contiguous.
+def empty_array(entry: TensorEntry) -> np.ndarray[Any, Any]:
+    """Memory for an array, C-contiguous.
 
     Raises:
-        Corrupt: numpy has no such dtype, or the buffer is not as long as the entry says.
+        Corrupt: numpy has no such dtype.
     """
-    _check_length(buffer, entry)
     if entry.dtype not in _ARRAY_TYPES:
         raise Corrupt(f"tensor {entry.name}: {entry.dtype} is no dtype of an array", hint="use another snapshot")
-    return np.frombuffer(buffer, dtype=_ARRAY_TYPES[entry.dtype]).reshape(entry.shape).copy()
+    return np.empty(entry.shape, _ARRAY_TYPES[entry.dtype])
 
 
-def _check_length(buffer: Any, entry: TensorEntry) -> None:
-    if memoryview(buffer).nbytes != entry.size_bytes:
-        raise Corrupt(f"tensor {entry.name}: {memoryview(buffer).nbytes} bytes came", hint="use another snapshot")
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a dense row-major tensor on the CPU, writable; it keeps the tensor's memory alive."""
+    if not tensor.nbytes:
+        return memoryview(bytearray())
+    # not reshape: a single element may have any stride
+    return tensor.detach().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data

@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from spotckpt.errors import MismatchError, UsageError
+from spotckpt.errors import Corrupt, LimitExceeded, MismatchError, NotFound, SpotckptError, UsageError
 from spotckpt.training.capture import check_object
 from spotckpt.training.fetching import Saved
+from spotckpt.training.filling import Filling
 from spotckpt.training.grads import GradWatch, restore_gradients
 from spotckpt.training.objects import kind_of
-from spotckpt.training.restore import MapLocation, check_override, restore_object
+from spotckpt.training.restore import MapLocation, check_override, prepare
 
 RESERVED = ("vars", "run")
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """An object, and how it is to be restored."""
+
+    name: str
+    obj: object
+    strict: bool
+    map_location: MapLocation
+    override: Sequence[str]
+    optional: Collection[str]
 
 
 class Tracked:
@@ -25,9 +39,19 @@ class Tracked:
         saved: the snapshot that the run goes on from.
         initial: the snapshot of another run whose weights an empty run starts from.
         say: told what was skipped and what looks wrong.
+        fall_back: given what is wrong with the snapshot, finds the one to go on from instead.
+        check: called again and again while bytes are read; what it raises ends that.
     """
 
-    def __init__(self, saved: Saved | None, initial: Saved | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        saved: Saved | None,
+        initial: Saved | None,
+        say: Callable[[str], None],
+        *,
+        fall_back: Callable[[SpotckptError], Saved],
+        check: Callable[[], None],
+    ) -> None:
         self.objects: dict[str, object] = {}
         self.grads = GradWatch()
         self.has_optimizer = False
@@ -35,6 +59,9 @@ class Tracked:
         self._initial = initial
         self._dropped: set[str] = set()
         self._say = say
+        self._fall_back = fall_back
+        self._check = check
+        self._wishes: list[_Wish] = []
 
     def add(
         self,
@@ -46,7 +73,10 @@ class Tracked:
         optional: Collection[str],
         drop: Collection[str],
     ) -> None:
-        """Takes the objects up and restores them in place; what does not fit changes none of them."""
+        """Takes the objects up and restores them in place; what does not fit changes none of them.
+
+        If the snapshot turns out to be damaged, all objects so far are restored from the next one.
+        """
         keys = {name: as_names(f"override of {name}", wanted) for name, wanted in as_mapping(override).items()}
         optional, drop = as_names("optional", optional), as_names("drop", drop)
         self._check_names(objects, keys, optional)
@@ -56,28 +86,56 @@ class Tracked:
             if warning:
                 self._say(f"warning: {warning}")
             check_override(name, obj, keys.get(name, ()))
-        for name in objects:
-            self._check_present(name, objects, optional)
+        new = [_Wish(name, obj, strict, map_location, keys.get(name, ()), optional) for name, obj in objects.items()]
+        self._restore(new)
         for name, obj in objects.items():
-            if self._saved is not None and name in self._dropped and name in self._saved.objects:
-                self._say(f"warning: {name} starts anew, as drop= asks for: take it out once there is a snapshot of it")
-            saved = self._source_of(name, obj)
-            if saved is not None:
-                skipped = restore_object(
-                    name,
-                    obj,
-                    saved.objects[name],
-                    saved.source,
-                    strict=strict,
-                    map_location=map_location,
-                    override=keys.get(name, ()),
-                )
-                for line in skipped:
-                    self._say(f"warning: {line}")
             self.objects[name] = obj
             if isinstance(obj, torch.optim.Optimizer):
                 self.grads.watch(name, obj)
                 self.has_optimizer = True
+
+    def _restore(self, new: Sequence[_Wish]) -> None:
+        wishes = new
+        while True:
+            try:
+                self._restore_once(wishes)
+                break
+            except (Corrupt, LimitExceeded, NotFound) as error:
+                if self._saved is None:
+                    raise
+                self._saved = self._fall_back(error)
+                wishes = [*self._wishes, *new]
+        self._wishes += new
+
+    def _restore_once(self, wishes: Sequence[_Wish]) -> None:
+        """First all is checked, then read, then loaded."""
+        source = self._saved or self._initial
+        if source is None:
+            return
+        for wish in wishes:
+            self._check_present(wish, wishes)
+        filling, loads = Filling(source.part), []
+        for wish in wishes:
+            if self._saved is not None and wish.name in self._dropped and wish.name in self._saved.objects:
+                self._say(
+                    f"warning: {wish.name} starts anew, as drop= asks for: take it out once there is a snapshot of it"
+                )
+            elif self._is_in(source, wish):
+                loads.append(
+                    prepare(
+                        wish.name,
+                        wish.obj,
+                        source.objects[wish.name],
+                        filling,
+                        strict=wish.strict,
+                        map_location=wish.map_location,
+                        override=wish.override,
+                    )
+                )
+        source.read(filling, check=self._check)
+        for load in loads:
+            for line in load():
+                self._say(f"warning: {line}")
 
     def check_complete(self) -> None:
         """Nothing of the snapshot may be lost by having been forgotten.
@@ -107,10 +165,11 @@ class Tracked:
         return not self.has_optimizer or self.grads.steps_taken > 0
 
     def forget_snapshot(self) -> None:
-        """Lets the fetched tensors go; what is tracked later is new."""
+        """What is tracked later is new."""
         if self._saved is not None:
-            self._saved = self._saved.without_tensors()
+            self._saved = self._saved.without_own()
         self._initial = None
+        self._wishes.clear()
 
     def close(self) -> None:
         """Removes the hooks from the optimizers."""
@@ -126,18 +185,19 @@ class Tracked:
         for unknown in sorted((set(override) | set(optional)) - set(objects) - set(self.objects)):
             raise UsageError(f"track: {unknown} is not tracked", hint="override= and optional= take names of objects")
 
-    def _check_present(self, name: str, objects: Mapping[str, object], optional: Collection[str]) -> None:
-        source = self._saved or (self._initial if isinstance(objects[name], torch.nn.Module) else None)
-        if source is None or name in source.objects or name in optional:
+    def _check_present(self, wish: _Wish, wishes: Sequence[_Wish]) -> None:
+        name = wish.name
+        source = self._saved or (self._initial if isinstance(wish.obj, torch.nn.Module) else None)
+        if source is None or name in source.objects or name in wish.optional:
             return
         if not source.objects:
             raise MismatchError(
                 f"{name} is not in snapshot {source.id}, which holds no objects at all",
                 hint="it was taken by a program that tracked nothing: name another one, or start afresh with @start",
             )
-        taken = {*objects, *self.objects, *self._dropped}
+        taken = {*(one.name for one in wishes), *self.objects, *self._dropped}
         unused = {other: saved for other, saved in source.objects.items() if other not in taken}
-        renamed = self._renamed(name, objects[name], unused)
+        renamed = self._renamed(name, wish.obj, unused)
         raise MismatchError(
             f"{name} is not in snapshot {source.id}, which holds {', '.join(sorted(source.objects))}",
             hint=f"{renamed}if it is new, say so: run.track(..., optional=[{name!r}])",
@@ -150,12 +210,9 @@ class Tracked:
         similar = difflib.get_close_matches(name, alike, 1) or (alike if len(alike) == 1 else [])
         return f"if {similar[0]} was renamed, track it as {similar[0]}=...; " if similar else ""
 
-    def _source_of(self, name: str, obj: object) -> Saved | None:
-        if self._saved is not None:
-            return self._saved if name in self._saved.objects and name not in self._dropped else None
-        if self._initial is not None and isinstance(obj, torch.nn.Module) and name in self._initial.objects:
-            return self._initial
-        return None
+    def _is_in(self, source: Saved, wish: _Wish) -> bool:
+        """Whether it is restored from there; of another run's snapshot only weights are."""
+        return wish.name in source.objects and (source is self._saved or isinstance(wish.obj, torch.nn.Module))
 
 
 def as_names(what: str, given: object) -> tuple[str, ...]:

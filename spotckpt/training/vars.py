@@ -27,11 +27,13 @@ class Vars(MutableMapping[str, Any]):
         self._say = say
         self._values: dict[str, Any] = {}
         self._restored: set[str] = set()
+        self._assigned: set[str] = set()
 
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Puts the snapshot's values in the place of all others."""
-        self._values = dict(values)
-        self._restored = set(values)
+        """Puts the snapshot's values in the place of all but those that were assigned here."""
+        assigned = {name: self._values[name] for name in self._assigned}
+        self._values = {**values, **assigned}
+        self._restored = set(values) - self._assigned
 
     def settle(self) -> None:
         """From the first boundary on assignments are ordinary."""
@@ -56,10 +58,12 @@ class Vars(MutableMapping[str, Any]):
                 f"so the restored value is lost; use run.vars.setdefault({name!r}, ...)"
             )
         self._values[name] = value
+        self._assigned.add(name)
 
     def __delitem__(self, name: str) -> None:
         del self._values[name]
         self._restored.discard(name)
+        self._assigned.discard(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

@@ -3,35 +3,73 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from blake3 import blake3
+
+from spotckpt.snapshot.arrival import Piece
+from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.pack import layout
+from spotckpt.snapshot.part import Chunk, Part, TensorEntry
 from spotckpt.snapshot.staged import table
 from spotckpt.training.capture import capture
 from spotckpt.training.copying import copy_into
-from spotckpt.training.restore import TensorSource, decode_value, tensor_indices
+from spotckpt.training.filling import Filling
+from spotckpt.training.restore import MapLocation, decode_value, prepare
+
+PACK = "packs/a0001-n000000-s00000000-00000000/rank-00000.safetensors"
+
+
+class Snapshot:
+    """A part with its bytes in memory: a source of its own tensors."""
+
+    def __init__(self, part: Part, data: bytes | bytearray) -> None:
+        self.part = part
+        self.data = data
+
+    def read(self, pieces: Sequence[Piece], arrived: Callable[[Piece], None]) -> None:
+        for piece in pieces:
+            start = piece.chunk.offset + piece.at
+            piece.into[:] = self.data[start : start + len(piece.into)]
+            arrived(piece)
+
+    def value(self, tree: object, *, path: str = "", map_location: MapLocation = None) -> Any:
+        filling = Filling(self.part)
+        value = decode_value(tree, filling, path=path, map_location=map_location)
+        filling.read(self)
+        return value
+
+    def restore(self, name: str, obj: object, saved: Mapping[str, Any], **options: Any) -> tuple[str, ...]:
+        filling = Filling(self.part)
+        load = prepare(name, obj, saved, filling, **options)
+        filling.read(self)
+        return load()
 
 
 def through_bytes(
     objects: Mapping[str, object], extra: Mapping[str, object] | None = None
-) -> tuple[dict[str, Any], TensorSource]:
+) -> tuple[dict[str, Any], Snapshot]:
     """The tree and the tensors as a restore gets them."""
     captured = capture(objects, extra or {})
     plan = layout(captured.specs)
     data = bytearray(plan.data_bytes)
     copy_into(captured, memoryview(data), plan)
-    entries = table(captured.specs, plan)
     tree = json.loads(json.dumps(captured.tree, allow_nan=False))
-    buffers = {
-        index: bytearray(data[entry.chunks[0].offset : entry.chunks[0].offset + entry.chunks[0].length])
-        for index, entry in enumerate(entries)
-        if index in tensor_indices(tree)
-    }
-    return tree, TensorSource(entries, buffers)
+    return tree, Snapshot(part_of(table(captured.specs, plan), data), data)
+
+
+def part_of(entries: Sequence[TensorEntry], data: bytes | bytearray) -> Part:
+    """A part whose digests are those of the data."""
+
+    def digested(chunk: Chunk) -> Chunk:
+        return chunk._replace(digest=blake3(data[chunk.offset : chunk.offset + chunk.length]).hexdigest())
+
+    with_digests = tuple(entry._replace(chunks=tuple(map(digested, entry.chunks))) for entry in entries)
+    return Part(SnapshotId(1, 0, 0, "00000000"), 0, (PACK,), {}, with_digests)
 
 
 def value_through_bytes(value: object) -> Any:
     """One value, decoded."""
-    tree, source = through_bytes({}, {"value": value})
-    return decode_value(tree["run"]["value"], source)
+    tree, snapshot = through_bytes({}, {"value": value})
+    return snapshot.value(tree["run"]["value"])

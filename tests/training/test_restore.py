@@ -12,14 +12,14 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from spotckpt.errors import MismatchError, UsageError
-from spotckpt.training.restore import decode_value, restore_object, tensor_indices
+from spotckpt.training.restore import tensor_indices
 from tests.training.roundtrip import through_bytes
 
 
 def move(saved: object, into: object, **options: Any) -> tuple[str, ...]:
     """Captures one object and restores it into another."""
     tree, source = through_bytes({"it": saved})
-    return restore_object("it", into, tree["objects"]["it"], source, **options)
+    return source.restore("it", into, tree["objects"]["it"], **options)
 
 
 class Net(torch.nn.Module):
@@ -171,8 +171,8 @@ def test_extra_state_is_owned_by_the_module() -> None:
 
     tree, source = through_bytes({"it": Extra()})
     one, other = Extra(), Extra()
-    restore_object("it", one, tree["objects"]["it"], source)
-    restore_object("it", other, tree["objects"]["it"], source)
+    source.restore("it", one, tree["objects"]["it"])
+    source.restore("it", other, tree["objects"]["it"])
     one.kept.fill_(5)
     assert other.kept.tolist() == [1.0, 1.0]
 
@@ -216,8 +216,8 @@ def test_optimizers_go_on_as_if_nothing_had_happened(kind: Any, options: dict[st
     model, optimizer = trained(kind, steps=3, **options)
     new_model, new_optimizer = trained(kind, steps=0, **options)
     tree, source = through_bytes({"optimizer": optimizer, "model": model})
-    restore_object("optimizer", new_optimizer, tree["objects"]["optimizer"], source)
-    restore_object("model", new_model, tree["objects"]["model"], source)
+    source.restore("optimizer", new_optimizer, tree["objects"]["optimizer"])
+    source.restore("model", new_model, tree["objects"]["model"])
     for number in (3, 4):
         take_step(new_model, new_optimizer, number)
     assert same(new_model, expected)
@@ -241,7 +241,7 @@ def test_optimizer_state_is_not_shared_between_two_restores() -> None:
     model, one = trained(torch.optim.AdamW, steps=0)
     _, other = trained(torch.optim.AdamW, steps=0)
     for into in (one, other):
-        restore_object("it", into, tree["objects"]["it"], source)
+        source.restore("it", into, tree["objects"]["it"])
     before = [state["exp_avg"].clone() for state in other.state.values()]
     take_step(model, one, 3)
     assert all(torch.equal(a, state["exp_avg"]) for a, state in zip(before, other.state.values(), strict=True))
@@ -301,8 +301,8 @@ def test_schedulers_are_never_off_by_one(index: int) -> None:
     go_on(optimizer, scheduler, 3)
     tree, source = through_bytes({"optimizer": optimizer, "scheduler": scheduler})
     optimizer, scheduler = make()
-    restore_object("optimizer", optimizer, tree["objects"]["optimizer"], source)
-    restore_object("scheduler", scheduler, tree["objects"]["scheduler"], source)
+    source.restore("optimizer", optimizer, tree["objects"]["optimizer"])
+    source.restore("scheduler", scheduler, tree["objects"]["scheduler"])
     optimizer._opt_called = True
     assert go_on(optimizer, scheduler, 5) == expected[3:]
 
@@ -378,10 +378,10 @@ def test_devices() -> None:
     tree, source = through_bytes({}, {"value": torch.ones(2)})
     node = {**tree["run"]["value"], "device": "cuda:99"}
     with pytest.raises(MismatchError, match=r"vars: cuda:99 is not on this machine; .*map_location"):
-        decode_value(node, source, path="vars")
+        source.value(node, path="vars")
     for location in ("cpu", torch.device("cpu"), {"cuda:99": "cpu"}):
-        assert decode_value(node, source, map_location=location).device.type == "cpu"
-    assert decode_value(node, source, map_location="meta").device.type == "meta"
+        assert source.value(node, map_location=location).device.type == "cpu"
+    assert source.value(node, map_location="meta").device.type == "meta"
 
 
 def test_the_rows_that_a_tree_needs() -> None:
