@@ -23,9 +23,9 @@ def test_damage_elsewhere_does_not_matter_and_damage_here_does(here: Machine, tm
     here.train(bucket.uri, "--every=1h", "--epochs=1")
     (pack,) = (tmp_path / "run" / "packs").glob("*/*.safetensors")
     part = bucket.record(str(pack.with_suffix(".json").relative_to(tmp_path / "run")))
-    (moment,) = [entry for entry in part["tensors"] if entry["name"].endswith("state/0/momentum_buffer")]
+    (moment,) = [entry for entry in part["tensors"] if entry[0].endswith("state/0/momentum_buffer")]
     data = bytearray(pack.read_bytes())
-    data[moment["chunks"][0]["offset"]] ^= 1
+    data[moment[4][0][1]] ^= 1
     pack.write_bytes(data)
     assert "0.weight" in spotckpt.load(bucket.uri, only="model")["model"]
     with pytest.raises(SnapshotError, match="momentum_buffer"):
