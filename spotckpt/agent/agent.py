@@ -27,6 +27,8 @@ from spotckpt.snapshot.records import Base, Holder
 _LOG = logging.getLogger(__name__)
 
 _FIRST_LOOK_S = 10.0
+KEPT_S = 600.0
+"""How long the newest committed snapshot of an ended attempt stays in the spool for its next one."""
 
 
 class Agent:
@@ -59,6 +61,7 @@ class Agent:
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
         self._opening: set[str] = set()
+        self._kept: dict[str, tuple[RunSpool, Deadline]] = {}
         self._connections: set[Connection] = set()
         self._me = Process.current()
         self.instance = ""
@@ -69,6 +72,7 @@ class Agent:
             "attach": self._attach,
             "prepare": self._prepare,
             "slot": self._slot,
+            "where": self._where,
             "abort": self._abort,
             "sealed": self._sealed,
             "drain": self._drain,
@@ -128,6 +132,21 @@ class Agent:
         with self._lock:
             return bool(self._runs) or any(found.pending for found in self._connections)
 
+    def forget_kept(self, *, all: bool = False) -> None:
+        """Removes what is kept of ended attempts and was not asked for in time; all of it when the agent ends."""
+        with self._lock:
+            due = [uri for uri, (_, until) in self._kept.items() if all or until.passed]
+        for uri in due:
+            if not self.begin_opening(uri):
+                continue  # its next attempt is about to begin, and takes it over
+            try:
+                with self._lock:
+                    spool, _ = self._kept.pop(uri, (None, None))
+                if spool is not None:
+                    spool.remove()
+            finally:
+                self.end_opening(uri)
+
     # ---- House, for the opening
 
     def final_notice(self) -> Notice | None:
@@ -176,6 +195,8 @@ class Agent:
 
     def add_run(self, token: Token, trainer: Process, environment: Mapping[str, str] | None, holder: Holder) -> Run:
         """See `House`."""
+        with self._lock:
+            self._kept.pop(token.uri, None)  # what it holds is the new attempt's
         run = self._add(self._spool.create(token), trainer, environment, holder, adopted=False)
         if not trainer.alive:
             run.leave()
@@ -218,6 +239,8 @@ class Agent:
 
     def _run_ended(self, run: Run) -> None:
         with self._lock:
+            if run.has_kept:
+                self._kept[run.uri] = (run.spool, Deadline.after(KEPT_S, self._clock))
             if self._runs.get(run.uri) is run:
                 del self._runs[run.uri]
             for connection in self._connections:
@@ -326,6 +349,10 @@ class Agent:
     def _prepare(self, connection: Connection, message: Message) -> Message:
         slots = self._own(connection, message).prepare(count_of(message, "size_bytes"))
         return {"slots": [{"path": str(slot.path), "data_path": str(slot.data_path)} for slot in slots]}
+
+    def _where(self, connection: Connection, message: Message) -> Message:
+        slot = self._own(connection, message).where(text_of(message, "snapshot"))
+        return {} if slot is None else {"path": str(slot.path), "data_path": str(slot.data_path)}
 
     def _abort(self, connection: Connection, message: Message) -> Message:
         self._own(connection, message).abort(count_of(message, "generation"))

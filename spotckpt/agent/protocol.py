@@ -12,6 +12,7 @@ request still being worked on carries its number as `call`.
 | `attach` | uri, attempt, environment | attempt, last_committed |
 | `prepare` | uri, size_bytes | slots [{path, data_path}], allocated now |
 | `slot` | uri, size_bytes, step, wait_s (0) | path, data_path, generation, snapshot, size_bytes; or busy, wait |
+| `where` | uri, snapshot | path, data_path of a slot that holds it; or nothing |
 | `abort`, `sealed` | uri, generation | |
 | `drain`, `close` | uri, deadline_s or null | committed (id or null), acknowledged; and failure if not |
 | `status` | | agent {...}, notices [...], runs [...] |
@@ -54,6 +55,7 @@ OPERATIONS = (
     "attach",
     "prepare",
     "slot",
+    "where",
     "abort",
     "sealed",
     "drain",

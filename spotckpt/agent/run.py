@@ -74,6 +74,7 @@ class Run:
         self._known_since = clock.now()
         self._left_at: float | None = None
         self._ended = self._sending = False
+        self.has_kept = False
         self.superseded: Superseded | None = None
         self._dropped: SpotckptError | None = None
         self.backoff = Backoff(clock)
@@ -193,6 +194,11 @@ class Run:
     def must_wait(self) -> bool:
         """Whether there is one slot only, so that a snapshot waits for the upload before; not for one that fails."""
         return self._lender.only_one and self.backoff.failure is None
+
+    def where(self, snapshot: str) -> SpoolSlot | None:
+        """The slot that still holds a committed snapshot's bytes; nobody writes there before the base is recorded."""
+        with self._changed:
+            return None if self.token.based else self.spool.holding(snapshot)
 
     def abort(self, generation: int) -> None:
         """Frees a slot that was granted and not sealed; nothing if there is no such grant."""
@@ -427,7 +433,7 @@ class Run:
         self._emit({"event": "committed", "uri": self.uri, "id": snapshot, "acknowledged": True})
         self._heart.beat()
         with self._changed:
-            slot.free()
+            self.spool.keep(slot)
             self._queue.committed(began)
 
     def _failed(self, error: SpotckptError) -> None:
@@ -459,7 +465,10 @@ class Run:
         self._heart.stop()
         with self._changed:
             self._lender.close()
-            self.spool.remove()
+            if self.superseded is not None:
+                self.spool.remove()
+            else:
+                self.has_kept = self.spool.retire()
             self._ended = True
             self._changed.notify_all()
         state = "is superseded" if self.superseded else "is released" if released else "could not be released"

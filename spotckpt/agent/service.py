@@ -156,6 +156,7 @@ class _Service:
             self.entry.path.unlink(missing_ok=True)  # before the locks go, with this process
             if watcher is not None:
                 watcher.stop()
+            self.agent.forget_kept(all=True)
         _LOG.info("agent %d ends", os.getpid())
         return 0
 
@@ -198,6 +199,7 @@ class _Service:
             except Exception:  # noqa: BLE001  the edge: a fault in one turn must not end the agent
                 _LOG.exception("a fault in the agent's loop")
                 SYSTEM_CLOCK.sleep(_LOOK_S)
+            self.agent.forget_kept()
             busy = self.agent.busy
             if busy or was_busy:
                 self._idle = Deadline.after(self.options.idle_exit_s)

@@ -3,12 +3,15 @@
     <spool>/agent.lock
     <spool>/notices.json                  notices injected by hand
     <spool>/<hash of the uri>/token.json  the claim and how far it has come; no secrets
-    <spool>/<hash of the uri>/slot-0/grant.json, data, staged.json, seal.json, manifest.json
+    <spool>/<hash of the uri>/slot-0/grant.json, data, staged.json, seal.json, manifest.json, kept.json
 
 A slot is free (no grant), staging (granted), sealed (granted, with a seal of that grant) or leased (being uploaded;
 known to this process only). Only the lock's holder grants and frees; the trainer only seals. What is found after an
 agent was killed is therefore what the trainer and the dead agent had finished. A slot with a manifest is uploaded, and
 that manifest may be on its way to the bucket: no other is ever put for this snapshot, and its packs stay as they are.
+
+A free slot may still hold the newest committed snapshot (`kept.json`, its seal). It is granted last. When the attempt
+ends it stays, so that the next one, on this machine, need not download what lies here.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.staged import Staged
 
 _GRANT_NAME = "grant.json"
+_KEPT_NAME = "kept.json"
 _MANIFEST_NAME = "manifest.json"
 _TOKEN_NAME = "token.json"
 
@@ -106,6 +110,7 @@ class SpoolSlot:
         path: its directory.
         leased: it is being uploaded.
         growing: its memory is being allocated, without the run's lock; nobody else touches it meanwhile.
+        kept: the seal of the committed snapshot that it still holds, though it is free.
     """
 
     def __init__(self, path: Path, disk: Path) -> None:
@@ -118,6 +123,7 @@ class SpoolSlot:
         self.data_path = granted if granted in (self._disk, self._memory) else guess
         self._mapped: mmap.mmap | None = None
         self._checked: tuple[tuple[int, int], Grant, Seal] | None = None
+        self.kept = self._read_kept()
 
     def _read_grant(self) -> Grant | None:
         try:
@@ -126,6 +132,13 @@ class SpoolSlot:
         except (OSError, ValueError, TypeError, SpotckptError):
             return None
         return grant if grant.boot_id == boot_id() else None
+
+    def _read_kept(self) -> Seal | None:
+        try:
+            kept = Seal.from_bytes((self.path / _KEPT_NAME).read_bytes())
+        except OSError:
+            return None
+        return kept if kept is not None and kept.boot_id == boot_id() and self.grant is None else None
 
     @property
     def allocated_bytes(self) -> int:
@@ -209,12 +222,14 @@ class SpoolSlot:
 
     def _move_to(self, path: Path) -> None:
         if path != self.data_path:
+            self.forget_kept()
             self._forget_mapping()
             remove_durably(self.data_path)
             self.data_path = path
 
     def lend(self, grant: Grant) -> None:
         """Grants the slot: the old seal is gone for good before anybody may write a byte."""
+        self.forget_kept()
         remove_durably(self.path / SEAL_NAME)
         remove_durably(self.path / _MANIFEST_NAME)
         write_durably(self.path / _GRANT_NAME, json.dumps(asdict(grant)).encode())
@@ -226,6 +241,20 @@ class SpoolSlot:
         remove_durably(self.path / _MANIFEST_NAME)
         remove_durably(self.path / _GRANT_NAME)
         self.grant, self.leased = None, False
+
+    def keep(self) -> None:
+        """Takes the grant back, its snapshot being committed, and remembers what the memory holds."""
+        kept = self.seal()
+        if kept is not None:
+            write_durably(self.path / _KEPT_NAME, kept.to_bytes())
+        self.free()
+        self.kept = kept
+
+    def forget_kept(self) -> None:
+        """From here on nobody reads what the memory holds."""
+        if self.kept is not None:
+            self.kept = None
+            remove_durably(self.path / _KEPT_NAME)
 
     def _forget_mapping(self) -> None:
         # a view that somebody still holds keeps the memory; the mapping then goes with it
@@ -283,13 +312,23 @@ class RunSpool:
         return found
 
     def drop_older(self, than: SnapshotId) -> list[str]:
-        """Frees the sealed slots up to and including that snapshot, except leased ones; their ids."""
+        """Frees the sealed slots up to and including that snapshot, which is committed, but leased ones; their ids."""
         dropped = []
         for slot, seal in self.sealed():
             if not slot.leased and SnapshotId.parse(seal.id) <= than:
-                slot.free()
+                self.keep(slot) if SnapshotId.parse(seal.id) == than else slot.free()
                 dropped.append(seal.id)
         return dropped
+
+    def keep(self, slot: SpoolSlot) -> None:
+        """Frees a slot whose snapshot is committed, and keeps its bytes as long as the memory is not needed."""
+        for other in self.slots:
+            other.forget_kept()
+        slot.keep()
+
+    def holding(self, snapshot: str) -> SpoolSlot | None:
+        """The free slot that still holds a committed snapshot's bytes."""
+        return next((slot for slot in self.slots if slot.kept is not None and slot.kept.id == snapshot), None)
 
     def find(self, generation: int) -> SpoolSlot | None:
         """The slot with that grant."""
@@ -310,16 +349,16 @@ class RunSpool:
         return [slot for slot in self.slots if not slot.growing and slot.allocated_bytes >= size_bytes]
 
     def take(self, size_bytes: int, *, step: int) -> SpoolSlot | None:
-        """Grants a free slot that is large enough, the smallest of them; None if there is none."""
+        """Grants a free slot that is large enough, the smallest of them, what is kept last; None if there is none."""
         free = (slot for slot in self.fitting(size_bytes) if slot.grant is None)
-        slot = min(free, key=lambda slot: slot.allocated_bytes, default=None)
+        slot = min(free, key=lambda slot: (slot.kept is not None, slot.allocated_bytes), default=None)
         return None if slot is None else self._grant(slot, step)
 
     def growable(self, size_bytes: int, *, most: int) -> SpoolSlot | None:
         """A slot to allocate memory for: a free one that is too small, else a new one if there may be another."""
         small = [slot for slot in self.slots if slot.grant is None and slot.allocated_bytes < size_bytes]
         if small or len(self.slots) >= most:
-            return min(small, key=lambda slot: slot.allocated_bytes, default=None)
+            return min(small, key=lambda slot: (slot.kept is not None, slot.allocated_bytes), default=None)
         taken = {slot.path.name for slot in self.slots}
         return SpoolSlot(next(self.path / f"slot-{k}" for k in range(most) if f"slot-{k}" not in taken), self._disk)
 
@@ -349,11 +388,31 @@ class RunSpool:
         slot.lend(grant)
         return slot
 
+    def retire(self) -> bool:
+        """The attempt is over: removes all but a slot that holds its newest committed snapshot, if one does.
+
+        Returns:
+            Whether there is one. A finished run keeps nothing: nobody will go on from there.
+        """
+        slot = self.holding(self.token.last_committed or self.token.parent or "")
+        if slot is None or slot.kept is None or slot.kept.reason == "final":
+            self.remove()
+            return False
+        remove_durably(self.path / _TOKEN_NAME)
+        self.remove_slots(but=slot)
+        return True
+
+    def remove_slots(self, *, but: SpoolSlot | None) -> None:
+        """Removes all slots but one."""
+        for slot in self.slots:
+            if slot is not but:
+                slot.remove()
+        self.slots = [] if but is None else [but]
+
     def remove(self) -> None:
         """Removes the token, then everything else."""
         remove_durably(self.path / _TOKEN_NAME)
-        for slot in self.slots:
-            slot.remove()
+        self.remove_slots(but=None)
         shutil.rmtree(self.path, ignore_errors=True)
         shutil.rmtree(self._disk, ignore_errors=True)
 
@@ -382,11 +441,10 @@ class Spool:
         return found
 
     def create(self, token: Token) -> RunSpool:
-        """Begins an attempt; what an ended one of the same run left there is removed."""
+        """Begins an attempt; of what an ended one of the same run left there only a kept snapshot stays."""
         path = self._run_path(token.uri)
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(mode=0o700)
         run = RunSpool(path, self._disk / path.name, token)
+        run.remove_slots(but=next((slot for slot in run.slots if slot.kept is not None), None))
         run.update()
         return run
 

@@ -119,6 +119,14 @@ class Session:
             skipped=list(skipped),
         )
 
+    def where(self, snapshot: str) -> tuple[Path, Path] | None:
+        """A slot of this machine's spool that holds the snapshot: its directory and its data file. Before the base."""
+        try:
+            reply = self._call("where", timeout=CALL_TIMEOUT_S, uri=self.uri, snapshot=snapshot)
+        except AgentError:
+            return None
+        return (Path(reply["path"]), Path(reply["data_path"])) if "path" in reply else None
+
     def started(self) -> None:
         """From here on SIGTERM is a notice like others: the loop stops at its next boundary."""
         self._starting = False

@@ -17,16 +17,19 @@ from typing import Any
 
 from spotckpt.address import NEWEST, Address, Selector
 from spotckpt.errors import Corrupt, NotFound, NothingRestorable, SnapshotError, SpotckptError, Superseded
+from spotckpt.snapshot.arrival import Source
 from spotckpt.snapshot.catalog import Catalog, read_catalog
 from spotckpt.snapshot.choose import Choice, choose
 from spotckpt.snapshot.fetch import evaluated_of, pick, read_manifest
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import Manifest
+from spotckpt.snapshot.part import Part
 from spotckpt.store.base import Store
 from spotckpt.store.open import open_store
 from spotckpt.training.arguments import changed, describe
 from spotckpt.training.environment import describe_environment
 from spotckpt.training.fetching import Saved, fetch
+from spotckpt.training.nearby import slot_bytes
 from spotckpt.training.request import Request
 from spotckpt.training.say import say
 from spotckpt.training.session import Session
@@ -76,6 +79,11 @@ class Beginning:
     def arguments_changed(self) -> dict[str, tuple[Any, Any]]:
         """Which arguments differ from those of the snapshot: name → (old, new)."""
         return {} if self.saved is None else changed(self.saved.manifest.arguments, self.arguments)
+
+    def near(self, snapshot: SnapshotId, part: Part) -> Source | None:
+        """The copy of a snapshot that an earlier attempt left on this machine, if there is one."""
+        found = None if self.session is None else self.session.where(str(snapshot))
+        return None if found is None else slot_bytes(*found, part)
 
     def check(self) -> None:
         """Raises Interrupted if there is no time to begin."""
@@ -253,7 +261,8 @@ def _take(store: Store, beginning: Beginning) -> None:
     def check(snapshot: SnapshotId) -> Saved:
         if snapshot in beginning.damaged:
             raise beginning.damaged[snapshot]
-        return fetch(store, snapshot, run_id=beginning.run_id).with_own(check=beginning.check)
+        saved = fetch(store, snapshot, run_id=beginning.run_id, near=beginning.near)
+        return saved.with_own(check=beginning.check)
 
     def tell(text: str) -> None:
         if text not in beginning.said:
