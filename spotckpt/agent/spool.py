@@ -394,7 +394,7 @@ class RunSpool:
         Returns:
             Whether there is one. A finished run keeps nothing: nobody will go on from there.
         """
-        slot = self.holding(self.token.last_committed or self.token.parent or "")
+        slot = next((slot for slot in self.slots if slot.kept is not None), None)
         if slot is None or slot.kept is None or slot.kept.reason == "final":
             self.remove()
             return False

@@ -59,10 +59,12 @@ class Filling:
 
     Args:
         part: whose table the rows are of.
+        buffer_bytes: the size of each of the buffers.
     """
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Part, *, buffer_bytes: int = BUFFER_BYTES) -> None:
         self._part = part
+        self._buffer_bytes = buffer_bytes
         self._rows: dict[int, _Row] = {}
         self._claims: dict[torch.device, _Claims] = {}
 
@@ -182,7 +184,7 @@ class Filling:
         used = 0
         for row in sorted(rows, key=place):
             size = _padded(self._part.tensors[row].size_bytes)
-            if group and used + size > BUFFER_BYTES:
+            if group and used + size > self._buffer_bytes:
                 yield group
                 group, used = [], 0
             group.append(row)
@@ -198,7 +200,7 @@ class Filling:
             except IndexError:
                 return
             if buffer is None:
-                buffer = torch.empty(BUFFER_BYTES, dtype=torch.uint8, pin_memory=self._is_for_cuda(group))
+                buffer = torch.empty(self._buffer_bytes, dtype=torch.uint8, pin_memory=self._is_for_cuda(group))
             for load in self._loads(group):
                 self._read_load(reader, load, buffer)
 
@@ -211,8 +213,8 @@ class Filling:
         load: list[_Block] = []
         used = 0
         for row in group:
-            for block in blocks(row, self.entry(row), BUFFER_BYTES):
-                if used + _padded(block.size_bytes) > BUFFER_BYTES:
+            for block in blocks(row, self.entry(row), self._buffer_bytes):
+                if used + _padded(block.size_bytes) > self._buffer_bytes:
                     yield load
                     load, used = [], 0
                 load.append(block)
