@@ -76,7 +76,7 @@ def test_no_byte_of_a_pack_is_downloaded_where_it_lies_here(
     with Proxy(s3_env.url) as proxy:
         again = here.train(bucket.uri, env=s3_env.behind(proxy.url).environment)
         assert tensor_reads(proxy) == []
-        assert [seen.method for seen in proxy.seen if ".safetensors" in seen.path][0] == "HEAD"
+        assert next(seen.method for seen in proxy.seen if ".safetensors" in seen.path) == "HEAD"
     assert again.steps[0] == 4
     assert again.end == plain
     wait_until(lambda: kept(here) == [], what="that nothing is kept of a finished run")
