@@ -57,7 +57,7 @@ def load(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], *, override
         override: keys of `param_groups` that keep the live value, as in `["lr"]`.
     """
     kept = [{key: group[key] for key in override} for group in optimizer.param_groups]
-    optimizer.load_state_dict(dict(state))
+    optimizer.load_state_dict({**state, "state": _without_casts(optimizer, state)})
     for group, values in zip(optimizer.param_groups, kept, strict=True):
         group.update(values)
     _put_exact_values(optimizer, state)
@@ -111,8 +111,25 @@ def _by_saved_id(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> 
     return dict(zip(ids, parameters_of(optimizer), strict=True))
 
 
+def _without_casts(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[Any, Any]:
+    """The state with empty tensors for those that `load_state_dict` would copy: it gives all the parameter's dtype."""
+    handed = dict(state["state"])
+    for index, parameter in _by_saved_id(optimizer, state).items():
+        if isinstance(handed.get(index), Mapping) and parameter.is_floating_point():
+            nothing = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+            handed[index] = {
+                key: nothing if key != "step" and _is_cast(value, parameter) else value
+                for key, value in handed[index].items()
+            }
+    return handed
+
+
+def _is_cast(value: object, parameter: torch.Tensor) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype != parameter.dtype
+
+
 def _put_exact_values(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Undoes the casts of `load_state_dict`: it gives floating state the parameter's dtype."""
+    """Undoes what `load_state_dict` does to dtypes."""
     for index, parameter in _by_saved_id(optimizer, state).items():
         saved, live = state["state"].get(index), optimizer.state.get(parameter)
         if not isinstance(saved, Mapping) or live is None:

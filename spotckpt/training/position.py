@@ -90,11 +90,6 @@ class Position:
         return self._in_body
 
     @property
-    def begun(self) -> bool:
-        """Whether a loop has begun, be it one that was over: it is too late to load another position."""
-        return self._place != Place() or self._in_epochs
-
-    @property
     def resuming(self) -> bool:
         """Whether a position was loaded and the loops have not arrived there yet."""
         return self._target is not None
@@ -118,7 +113,7 @@ class Position:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes over a decoded `state()`; before the first loop. The loops then lead there."""
-        assert not self.begun, "a position is loaded before the first loop"
+        assert self._place == Place(), "a position is loaded before the first loop"
         self._target = Target(state)
         self._generators.load(state["generators"])
         self._warm = set(state["warm"])

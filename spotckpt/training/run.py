@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
-from spotckpt.errors import Corrupt, SpotckptError, UsageError
+from spotckpt.errors import SpotckptError, UsageError
 from spotckpt.snapshot.metrics import Best, History, as_float
 from spotckpt.training.capture import Capture, capture, check_encodable
 from spotckpt.training.curves import HistoryView
@@ -262,14 +262,8 @@ class Run:
 
     def _fall_back(self, error: SpotckptError) -> Saved:
         """The snapshot is damaged: all of it that was restored so far is replaced by that of the next one."""
-        beginning = self._beginning
-        if self._position.begun:
-            raise Corrupt(
-                f"{error.message} (found after the first loop had begun, where nothing can be gone back to)",
-                hint="name an older snapshot: @step<=N",
-            ) from error
-        saved = fall_back(beginning, error)
-        self.resumed_from, self.arguments_changed = str(saved.id), beginning.arguments_changed
+        saved = fall_back(self._beginning, error)
+        self.resumed_from, self.arguments_changed = str(saved.id), self._beginning.arguments_changed
         self._rng_before_loops = None
         self._load(saved)
         self._saver = self._make_saver()
