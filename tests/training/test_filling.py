@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spotckpt.errors import Corrupt, MismatchError, SpotckptError
@@ -208,6 +208,7 @@ def test_no_memory_is_no_damage() -> None:
 SHAPES = st.lists(st.integers(0, 7), max_size=4).map(tuple)
 
 
+@settings(deadline=None)
 @given(SHAPES, st.integers(8, 200))
 def test_blocks_cover_a_tensor_in_the_order_of_its_bytes(shape: tuple[int, ...], most: int) -> None:
     entry = TensorEntry("x", "F64", shape, None, ())
@@ -223,6 +224,7 @@ def test_blocks_cover_a_tensor_in_the_order_of_its_bytes(shape: tuple[int, ...],
     assert at == values.nbytes
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(SHAPES, st.sampled_from(["F32", "F64", "C128", "U8"])), max_size=6), st.integers(64, 600))
 def test_through_small_buffers(rows: list[tuple[tuple[int, ...], str]], buffer_bytes: int) -> None:
     saved = [torch.randn(math.prod(shape)).abs().view(shape).to(DTYPES[dtype]) for shape, dtype in rows]
