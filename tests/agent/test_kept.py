@@ -87,7 +87,17 @@ def sealed(run: Run, step: int, *, reason: str = "manual") -> str:
     assert granted is not None and granted.grant is not None
     slot = Slot(granted.path, granted.data_path, granted.grant.generation, granted.grant.id, granted.grant.size_bytes)
     Mappings().open(slot)[:8] = b"\0" * 8
-    staged = Staged(slot.id, step, 0, reason, 1.0, {"objects": {}, "run": {}}, (), 0, finished=reason == "final")
+    staged = Staged(
+        id=slot.id,
+        step=step,
+        epoch=0,
+        reason=reason,
+        created=1.0,
+        tree={"objects": {}, "run": {}},
+        specs=(),
+        data_bytes=0,
+        finished=reason == "final",
+    )
     slot.seal(staged)
     run.sealed(slot.generation)
     wait_until(lambda: run.token.last_committed == slot.id, what="the commit")
