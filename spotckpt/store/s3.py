@@ -41,7 +41,7 @@ from spotckpt.store.parallel import at_once
 from spotckpt.store.translate import translate
 
 SINGLE_PUT_BYTES = 16 * MIB
-RANGES_AT_ONCE = 4
+RANGES_AT_ONCE = 8
 DELETED_AT_ONCE = 1000
 
 
