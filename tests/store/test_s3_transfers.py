@@ -188,6 +188,15 @@ def test_a_length_that_lies_is_found_out(verb, said):
                 store.read("pack", limit_bytes=200)
 
 
+@pytest.mark.fault(43)
+def test_a_connection_closed_in_good_order_in_the_middle_is_no_end():
+    with ScriptedServer(lambda _: Reply(206, bytes(100), {"Content-Length": "110", "Connection": "close"})) as server:
+        environment = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "s", "AWS_ENDPOINT_URL_S3": server.url}
+        store = S3Store("s3://bucket/run", environment=environment)
+        with pytest.raises(Unavailable, match=r"run/pack.*100 of 110 bytes"):
+            read_ranges(store, "pack", [(0, 110)], etag="e", deadline=Deadline.after(5.0))
+
+
 @pytest.mark.fault(47)
 def test_parts_are_planned_from_the_size():
     for size_bytes in (16 * MIB + 1, 2**30, 2**37 + 1, 10**12, 5 * 10**12, 50 * 10**12):
