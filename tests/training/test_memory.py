@@ -36,7 +36,7 @@ def train(group: MemoryGroup, environment: dict[str, str], uri: str, mebibytes: 
 
 
 @pytest.mark.fault(26)
-def test_a_state_is_saved_with_little_memory_besides(tmp_path: Path) -> None:
+def test_a_state_is_saved_and_restored_with_little_memory_besides(tmp_path: Path) -> None:
     mebibytes = int(os.environ.get("SPOT_TEST_STATE_MIB", "512"))
     besides = int(os.environ.get("SPOT_TEST_BESIDES_MIB", "256"))
     if not is_memory(Path("/dev/shm")):
@@ -48,8 +48,10 @@ def test_a_state_is_saved_with_little_memory_besides(tmp_path: Path) -> None:
         machine() as here,
     ):
         environment = {**here.environment, "SPOTCKPT_SPOOL": spool, "PYTHONPATH": str(ROOT)}
-        _, said = train(group, environment, uri, mebibytes, 3)
+        saved, said = train(group, environment, uri, mebibytes, 3)
         assert "staged on disk" in said
         assert spool in said
+        restored, _ = train(group, environment, uri, mebibytes, 4)
+        assert restored.splitlines()[0] == saved.strip().replace("ended", "resumed")
         assert group.killed == 0
         print(f"peak {group.peak_bytes / MIB:.0f} MiB of {(mebibytes * MIB + besides * MIB + BASE) / MIB:.0f} MiB")
