@@ -579,9 +579,13 @@ def test_a_process_ends_without_a_hang_or_a_warning(body, s3_env):
 @pytest.mark.fault(10)
 def test_a_store_works_in_a_forked_child_and_in_its_parent(s3_env):
     body = """
+store.put("c", [b"common"])
 child = os.fork()
+for _ in range(50):
+    # both at once: on a connection that they share, each would read the other's answers
+    key, data = ("a", b"parent") if child else ("c", b"common")
+    assert store.read(key, limit_bytes=9) == data
 if child == 0:
-    assert store.read("a", limit_bytes=9) == b"parent"
     store.put("b", [b"child"])
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
