@@ -46,7 +46,7 @@ def damage(root: Path, snapshot: str, tensor: str) -> None:
 
 def broken_off(here: Machine, bucket: Bucket) -> list[str]:
     """A run that ended by an exception in step 4; its snapshots."""
-    here.train(bucket.uri, "--at=4", "--act=raise", status=1)
+    here.train(bucket.uri, "--at=4", "--act=raise", "--delay=0.3", status=1)
     return [manifest["snapshot"] for manifest in bucket.manifests()]
 
 
@@ -61,7 +61,7 @@ def test_the_snapshot_before_is_taken_for_everything(
     again = there.train(bucket.uri)
     assert f"{newest}: " in again.said and f"tensor {tensor} does not match its digest" in again.said
     assert f"going on from {older[-1]}" in again.said
-    assert again.trace[0] == f"begin 3 {older[-1]}"
+    assert again.trace[0].endswith(f" {older[-1]}")
     assert again.end == plain
     base = bucket.record("attempts/0002.base.json")
     assert (base["snapshot"], base["skipped"]) == (older[-1], [newest])
@@ -114,7 +114,7 @@ def test_a_pack_that_is_replaced_while_it_is_read(here: Machine, there: Machine,
         proxy.on("GET", f"{newest}/rank-00000.safetensors", then(reset(), replace))
         again = there.train(bucket.uri, env=s3_env.behind(proxy.url).environment)
     assert f"{newest}/rank-00000.safetensors was replaced while it was read" in again.said
-    assert again.trace[0] == f"begin 3 {older[-1]}"
+    assert again.trace[0].endswith(f" {older[-1]}")
     assert again.end == plain
 
 
@@ -130,12 +130,12 @@ def test_bodies_that_end_early_or_are_shorter_than_asked_for(
         again = there.train(bucket.uri, env=s3_env.behind(proxy.url).environment)
         assert len(proxy.wait_for("GET", r"\.safetensors")) >= 6
     assert "skipped" not in again.said
-    assert again.trace[0] == f"begin 4 {newest}"
+    assert again.trace[0].endswith(f" {newest}")
     assert again.end == plain
 
 
 def broken_off_at(here: Machine, bucket: Bucket, env: S3Env) -> list[str]:
-    here.train(bucket.uri, "--at=4", "--act=raise", status=1, env=env.environment)
+    here.train(bucket.uri, "--at=4", "--act=raise", "--delay=0.3", status=1, env=env.environment)
     return [manifest["snapshot"] for manifest in bucket.manifests()]
 
 
@@ -156,9 +156,10 @@ def at(here: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def train(uri: str, num_steps: int, *, fail: bool) -> list[int]:
     """Snapshots at every step; returns the steps whose bodies ran."""
     model, steps = torch.nn.Linear(2, 1), []
-    with spotckpt.open_run(uri, every="1 steps") as run:
+    with spotckpt.open_run(uri, every="1h") as run:
         run.track(model=model)
         for step in run.steps(num_steps):
+            run.save()  # what was asked for is not dropped for a newer one
             run.vars["list"] = [*run.vars.get("list", []), step]
             model.weight.data.fill_(step + 1)
             steps.append(step)
