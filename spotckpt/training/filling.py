@@ -73,6 +73,11 @@ class Filling:
         """How many bytes will be read."""
         return sum(self._part.tensors[row].size_bytes for row in self._rows)
 
+    @property
+    def places(self) -> set[object]:
+        """Where existing tensors will be written to: device, first byte and the one after the last."""
+        return {(device, start, end) for device, claims in self._claims.items() for start, end in claims.places()}
+
     def entry(self, row: object) -> TensorEntry:
         """What a row is.
 
@@ -292,6 +297,10 @@ class _Claims:
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._owners: list[object] = []
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        """The memory that is taken."""
+        return zip(self._starts, self._ends, strict=True)
 
     def has(self, tensor: torch.Tensor, row: int) -> bool:
         """Whether just this tensor's memory is this row's."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from spotckpt.training.fetching import Saved
 from spotckpt.training.filling import Filling
 from spotckpt.training.grads import GradWatch, restore_gradients
 from spotckpt.training.objects import kind_of
-from spotckpt.training.restore import MapLocation, check_override, prepare
+from spotckpt.training.restore import Load, MapLocation, check_override, prepare
 
 RESERVED = ("vars", "run")
 
@@ -62,6 +62,9 @@ class Tracked:
         self._fall_back = fall_back
         self._check = check
         self._wishes: list[_Wish] = []
+        # names of objects and places in memory: changed by the snapshot gone on from, and by damaged ones before it
+        self._changed: set[object] = set()
+        self._spoiled: set[object] = set()
 
     def add(
         self,
@@ -95,47 +98,59 @@ class Tracked:
                 self.has_optimizer = True
 
     def _restore(self, new: Sequence[_Wish]) -> None:
+        """First all is checked, then read, then loaded."""
         wishes = new
-        while True:
+        while (source := self._saved or self._initial) is not None:
+            filling, loads = self._plan(source, wishes)
+            self._check_covered(source, filling.places | loads.keys())
             try:
-                self._restore_once(wishes)
+                source.read(filling, check=self._check)
+                for load in loads.values():
+                    for line in load():
+                        self._say(f"warning: {line}")
                 break
             except (Corrupt, LimitExceeded, NotFound) as error:
                 if self._saved is None:
                     raise
+                self._spoiled |= self._changed | filling.places | loads.keys()
                 self._saved = self._fall_back(error)
                 wishes = [*self._wishes, *new]
         self._wishes += new
+        if source is not None:
+            self._changed |= filling.places | loads.keys()
 
-    def _restore_once(self, wishes: Sequence[_Wish]) -> None:
-        """First all is checked, then read, then loaded."""
-        source = self._saved or self._initial
-        if source is None:
-            return
+    def _plan(self, source: Saved, wishes: Sequence[_Wish]) -> tuple[Filling, dict[str, Load]]:
+        """Which tensors are to be read, and by name what to do when they are there. Nothing is changed yet."""
         for wish in wishes:
             self._check_present(wish, wishes)
-        filling, loads = Filling(source.part), []
+        filling, loads = Filling(source.part), {}
         for wish in wishes:
             if self._saved is not None and wish.name in self._dropped and wish.name in self._saved.objects:
                 self._say(
                     f"warning: {wish.name} starts anew, as drop= asks for: take it out once there is a snapshot of it"
                 )
             elif self._is_in(source, wish):
-                loads.append(
-                    prepare(
-                        wish.name,
-                        wish.obj,
-                        source.objects[wish.name],
-                        filling,
-                        strict=wish.strict,
-                        map_location=wish.map_location,
-                        override=wish.override,
-                    )
+                loads[wish.name] = prepare(
+                    wish.name,
+                    wish.obj,
+                    source.objects[wish.name],
+                    filling,
+                    strict=wish.strict,
+                    map_location=wish.map_location,
+                    override=wish.override,
                 )
-        source.read(filling, check=self._check)
-        for load in loads:
-            for line in load():
-                self._say(f"warning: {line}")
+        return filling, loads
+
+    def _check_covered(self, source: Saved, changes: Set[object]) -> None:
+        """Nothing of a damaged snapshot may stay behind in an object because the one before does not hold it."""
+        if self._spoiled <= changes:
+            return
+        names = sorted(name for name in self._spoiled - changes if isinstance(name, str))
+        raise MismatchError(
+            f"{', '.join(names) or 'some tensors'} had been restored from a snapshot that is damaged, and {source.id} "
+            "does not hold them",
+            hint=f"start again from that one: append @{source.id} to the address",
+        )
 
     def check_complete(self) -> None:
         """Nothing of the snapshot may be lost by having been forgotten.

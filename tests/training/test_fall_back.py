@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import spotckpt
+from spotckpt.errors import MismatchError
 from tests.support.proxy import Proxy, answer, cut_reply, reset, then
 from tests.support.servers import S3Env
 from tests.training.machine import Bucket, Machine, machine
@@ -199,3 +200,26 @@ def test_what_was_restored_before_follows(here: Machine, at: str, tmp_path: Path
         assert run.vars["mine"] == "kept"
         assert model.weight.tolist() == [[2.0, 2.0]]
         assert list(run.steps(4)) == [2, 3]
+
+
+def test_what_the_snapshot_before_does_not_hold_does_not_keep_damaged_bytes(
+    here: Machine, at: str, tmp_path: Path
+) -> None:
+    model = torch.nn.Linear(2, 1)
+    for names, steps in ((["model"], 2), (["model", "head"], 3)):
+        with pytest.raises(Boom), spotckpt.open_run(at, every="1h") as run:
+            run.track(**{name: torch.nn.Linear(2, 1) for name in names}, optional=names[1:])
+            for step in run.steps(steps):
+                run.save()  # what was asked for is not dropped for a newer one
+                if step == steps - 1:
+                    raise Boom
+    here.kill_agent()
+    bucket = Bucket(at)
+    *_, first, second = [manifest["snapshot"] for manifest in bucket.manifests()]
+    damage(tmp_path / "run", second, "head/weight")
+    why = f"head had been restored.*{first} does not hold"
+    with pytest.raises(MismatchError, match=why), spotckpt.open_run(at) as run:
+        run.track(model=model, head=torch.nn.Linear(2, 1), optional=["head"])
+    with spotckpt.open_run(f"{at}@{first}") as run:
+        run.track(model=model, head=torch.nn.Linear(2, 1), optional=["head"])
+        assert run.resumed_from == first
