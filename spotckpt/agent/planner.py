@@ -7,6 +7,9 @@ from typing import Literal
 
 from spotckpt.notices.notice import Notice
 
+SPOT_NOTICE_S = 120.0
+"""What EC2 gives at best (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html)."""
+
 RESERVE_S = 5.0
 """Time kept for the commit, the last heartbeat and clocks that disagree."""
 
@@ -39,6 +42,17 @@ class Situation:
 def fits(size_bytes: int, *, seconds_left: float, bandwidth: float) -> bool:
     """Whether that much can be sent before the deadline, even at half the bandwidth, in bytes per second."""
     return 2 * size_bytes / bandwidth + RESERVE_S <= seconds_left
+
+
+def overrun(size_bytes: int, bandwidth: float) -> str:
+    """What to warn of when uploads of that size, in bytes, outlast a notice at that bandwidth; empty if they do not."""
+    seconds = size_bytes / bandwidth
+    if seconds + RESERVE_S <= SPOT_NOTICE_S:
+        return ""
+    return (
+        f"uploading a snapshot takes {seconds:.0f} s ({size_bytes / 1e6:.1f} MB at {bandwidth / 1e6:.1f} MB/s), and a "
+        f"spot notice comes {SPOT_NOTICE_S:.0f} s before the end: the snapshot committed before it will be what is left"
+    )
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ request still being worked on carries its number as `call`.
 | `committed` | uri, id, acknowledged | |
 | `superseded` | uri, id or null, message | once |
 | `dropped` | uri, id, reason | when a snapshot that was asked for gives way to a newer one |
-| `room` | uri, message | when slots are fewer, or elsewhere, than they should be |
+| `warning` | uri, message | when slots are fewer, or elsewhere, than they should be, or uploads too slow |
 | `error` | uri, error, message, hint | when an upload fails; it is tried again |
 
 `acknowledged` in the reply to `drain` and `close` says that nothing sealed is left uncommitted; otherwise `failure` is

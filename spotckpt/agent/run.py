@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from spotckpt.agent.heart import Heart
 from spotckpt.agent.lending import Lender
 from spotckpt.agent.options import AgentOptions
-from spotckpt.agent.planner import Decision, Situation, decide
+from spotckpt.agent.planner import Decision, Situation, decide, overrun
 from spotckpt.agent.processes import Process
 from spotckpt.agent.protocol import Message, error_fields
 from spotckpt.agent.queue import Queue
@@ -79,12 +79,13 @@ class Run:
         self._dropped: SpotckptError | None = None
         self.backoff = Backoff(clock)
         self._sender = Sender(spool, store=lambda: self._store, require_ours=self._require_ours, clock=clock)
-        self._lender = Lender(spool, options, self._changed, tell=self._tell_of_room)
+        self._lender = Lender(spool, options, self._changed, tell=self._warn)
         self._queue = Queue(
             spool, self._lender, bandwidth=lambda: self._sender.bandwidth, on_drop=self._dropped_unsent, clock=clock
         )
         self._snapshot_bytes: int | None = None
         self._answered: set[str] = set()
+        self._is_slow = False
         self._heart = Heart(
             spool.token.attempt,
             holder,
@@ -121,8 +122,8 @@ class Run:
         """Whether the trainer has closed it or is gone."""
         return self._left_at is not None
 
-    def _tell_of_room(self, message: str) -> None:
-        self._emit({"event": "room", "uri": self.uri, "message": message})
+    def _warn(self, message: str) -> None:
+        self._emit({"event": "warning", "uri": self.uri, "message": message})
 
     def _dropped_unsent(self, seal: Seal) -> None:
         self._emit({"event": "dropped", "uri": self.uri, "id": seal.id, "reason": seal.reason})
@@ -309,7 +310,7 @@ class Run:
                 notice=notice,
                 now=self._clock.now(),
                 pending_bytes=self._pending_bytes(),
-                snapshot_bytes=self._snapshot_bytes,
+                snapshot_bytes=None if self._snapshot_bytes is None else int(self._snapshot_bytes * self._sender.share),
                 bandwidth=self._sender.bandwidth,
                 answered=notice.id in self._answered,
             )
@@ -328,7 +329,7 @@ class Run:
         transfer = self._sender.transfer
         under_way = transfer.total_bytes - transfer.sent_bytes if transfer else 0
         newest = next((seal for slot in list(self.spool.slots) if not slot.leased and (seal := slot.seal())), None)
-        return under_way + (newest.data_bytes if newest else 0)
+        return under_way + int(newest.data_bytes * self._sender.share if newest else 0)
 
     def status(self) -> Message:
         """For `spotckpt status`. Takes no lock, so it may be a moment old."""
@@ -432,9 +433,21 @@ class Run:
         _LOG.info("%s is committed to %s", snapshot, self.uri)
         self._emit({"event": "committed", "uri": self.uri, "id": snapshot, "acknowledged": True})
         self._heart.beat()
+        self._warn_of_overrun()
         with self._changed:
             self.spool.keep(slot)
             self._queue.committed(began)
+
+    def _warn_of_overrun(self) -> None:
+        """Says once that uploads take longer than a notice lasts; again if they had become short enough meanwhile."""
+        transfer, bandwidth = self._sender.transfer, self._sender.bandwidth
+        if transfer is None or bandwidth is None:
+            return
+        warning = overrun(transfer.total_bytes, bandwidth)
+        if warning and not self._is_slow:
+            _LOG.warning("%s: %s", self.uri, warning)
+            self._warn(warning)
+        self._is_slow = bool(warning)
 
     def _failed(self, error: SpotckptError) -> None:
         with self._changed:

@@ -53,6 +53,7 @@ class Sender:
     Attributes:
         transfer: what is being sent, or None.
         bandwidth: bytes per second of the last upload that was long enough to tell.
+        share: of the last snapshot's bytes, how much was sent: unchanged tensors are not.
     """
 
     def __init__(self, spool: RunSpool, *, store: Callable[[], Store], require_ours: Callable[[], None], clock: Clock):
@@ -64,6 +65,7 @@ class Sender:
         self._previous: Previous | None = None
         self.transfer: Transfer | None = None
         self.bandwidth: float | None = None
+        self.share = 1.0
 
     def send(self, slot: SpoolSlot, seal: Seal) -> None:
         """Returning means acknowledged. Trying again after an error goes on where it can.
@@ -119,6 +121,7 @@ class Sender:
         seconds = manifest.timings["upload"]
         if transfer.sent_bytes >= _MEASURABLE_BYTES and seconds > 0:
             self.bandwidth = transfer.sent_bytes / seconds
+        self.share = min(1.0, transfer.total_bytes / max(seal.data_bytes, 1))
         return manifest
 
     def _known_parent(self) -> Previous | None:

@@ -100,7 +100,7 @@ class News:
             case "dropped" if message.get("uri") == self.uri:
                 say(f"warning: {message.get('reason')} snapshot {message.get('id')} is dropped: the time is short")
                 return
-            case "room" if message.get("uri") == self.uri:
+            case "warning" if message.get("uri") == self.uri:
                 say(f"warning: {message.get('message')}")
                 return
             case _:
@@ -122,6 +122,8 @@ class News:
             return
         left = message.get("seconds_left")
         deadline = None if left is None else Deadline.after(float(left))
+        if plan == "stop" and self.stop is None:
+            say(f"no further snapshot is taken: {message.get('why')}")
         why = f"{message.get('kind', 'spot')} notice ({message.get('action')})"
         self.stop_for(Stop(why, deadline, plan == "snapshot"))
 

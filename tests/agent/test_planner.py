@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from spotckpt.agent.planner import RESERVE_S, Situation, decide
+from spotckpt.agent.planner import RESERVE_S, Situation, decide, overrun
 from spotckpt.notices.notice import Action, Notice
 
 _NOW = 1000.0
@@ -65,3 +65,10 @@ def test_a_rebalance_asks_for_one_snapshot_and_then_for_none() -> None:
 def test_without_a_notice_everything_goes_on() -> None:
     decision = decide(Situation(None, _NOW, 500 * _MB))
     assert (decision.upload_now, decision.plan) == (False, "continue")
+
+
+@pytest.mark.fault(48)
+def test_uploads_that_outlast_any_notice_are_declared() -> None:
+    assert overrun(100 * _MB, 1e6) == ""
+    warning = overrun(200 * _MB, 1e6)
+    assert "takes 200 s" in warning and "at 1.0 MB/s" in warning and "120 s" in warning

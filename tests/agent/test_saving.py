@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import time
 from pathlib import Path
@@ -117,6 +118,20 @@ def test_what_was_asked_for_is_not_dropped_for_a_newer_one(here: Machine, s3_env
     assert str(check(s3_env.uri, committed)) == newest
 
 
+@pytest.mark.fault(48)
+def test_an_upload_that_would_overrun_the_deadline_is_declared(here: Machine, s3_env: S3Env) -> None:
+    with Proxy(s3_env.url, bytes_per_s=1e6) as proxy:
+        here.agent()
+        trainer = here.trainer(**s3_env.behind(proxy.url).environment)
+        trainer.open(s3_env.uri)
+        staged = trainer.stage(s3_env.uri, 1, numbers=300_000)["snapshot"]
+        trainer.wait_committed(staged)
+        trainer.call("notify", action="terminate", in_s=5.8)
+        notice = trainer.wait_event("notice")
+    assert notice["plan"] == "stop"
+    assert re.search(r"\d MB at [01]\.\d MB/s take \d+\.\d s of 0\.\d s: no more", notice["why"])
+
+
 def test_before_a_deadline_the_newest_goes_first(here: Machine, s3_env: S3Env) -> None:
     with Proxy(s3_env.url, bytes_per_s=2e6) as proxy:
         here.agent("--slots=6")
@@ -198,7 +213,7 @@ def test_with_room_for_one_a_snapshot_waits_for_the_upload_before(here: Machine,
         waited = trainer.call("slot", uri=uri, size_bytes=4000, step=3, wait_s=30)
         assert "generation" in waited
         assert trainer.events("committed")[-1]["id"] == second
-        (told,) = {event["message"] for event in trainer.events("room")}
+        (told,) = {event["message"] for event in trainer.events("warning")}
         assert "one snapshot only" in told
         assert f"{here.spool}" in told
         here.end()
