@@ -478,10 +478,13 @@ class Run:
         self._heart.stop()
         with self._changed:
             self._lender.close()
-            if self.superseded is not None:
-                self.spool.remove()
-            else:
-                self.has_kept = self.spool.retire()
+            try:
+                if self.superseded is not None:
+                    self.spool.remove()
+                else:
+                    self.has_kept = self.spool.retire()
+            except OSError as error:  # the next agent sweeps it
+                _LOG.warning("%s cannot be cleared away: %s", self.spool.path, error)
             self._ended = True
             self._changed.notify_all()
         state = "is superseded" if self.superseded else "is released" if released else "could not be released"

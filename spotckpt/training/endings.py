@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from spotckpt.training.request import Request
 from spotckpt.training.run import Run
-from spotckpt.training.start import begin
+from spotckpt.training.start import begin, give_up
 
 
 @contextmanager
@@ -20,7 +20,12 @@ def running(request: Request) -> Iterator[Run]:
     Raises:
         SpotckptError, Interrupted, Superseded: see `begin` and `Saver`.
     """
-    run = Run(begin(request))
+    beginning = begin(request)
+    try:
+        run = Run(beginning)
+    except BaseException:
+        give_up(beginning)
+        raise
     try:
         yield run
         run._check_complete()

@@ -185,8 +185,9 @@ class Session:
         self._nudge("sealed", slot)
 
     def abort(self, slot: Slot) -> None:
-        """Gives an unsealed slot back."""
-        self._nudge("abort", slot)
+        """Gives an unsealed slot back. Whatever the agent says: what made the caller give it up is the error to see."""
+        with contextlib.suppress(SpotckptError, Superseded):
+            self._nudge("abort", slot)
 
     # Ending
 

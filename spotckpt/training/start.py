@@ -128,7 +128,7 @@ def claim_finished(beginning: Beginning) -> None:
         store = open_store(address.uri, call_timeout_s=beginning.request.settings.call_timeout_s)
         _claim(store, beginning, address, go_on=True)
         if beginning.saved is None or beginning.saved.id != restored.id:
-            _give_up(beginning)
+            give_up(beginning)
             raise Superseded(f"another attempt went on with {address.uri} meanwhile; start again to follow it")
     beginning.finished = False
 
@@ -224,7 +224,7 @@ def _claim(store: Store, beginning: Beginning, address: Address, *, go_on: bool 
         _take(store, beginning)
         if not go_on and _has_finished(beginning, choice, address.selector):
             session.news.raise_if_stopped()
-            _give_up(beginning)
+            give_up(beginning)
             beginning.finished = True
             _say_finished(beginning, f"attempt {session.attempt} is released")
             return
@@ -233,7 +233,7 @@ def _claim(store: Store, beginning: Beginning, address: Address, *, go_on: bool 
             beginning.environment["init_from"] = f"{request.init_from.uri}@{beginning.initial.id}"
         session.started()
     except BaseException:
-        _give_up(beginning)
+        give_up(beginning)
         raise
     _say_beginning(beginning, catalog, choice)
 
@@ -304,7 +304,7 @@ def find(store: Store, address: Address) -> tuple[SnapshotId, Manifest]:
     return picked
 
 
-def _give_up(beginning: Beginning) -> None:
+def give_up(beginning: Beginning) -> None:
     """Lets the attempt go, so that another start, in this process too, need not wait for it."""
     session, beginning.session = beginning.session, None
     if session is None:

@@ -168,3 +168,13 @@ def test_an_object_under_another_name_is_told_its_old_one(bucket: Bucket) -> Non
         train(bucket.uri, 4, optimizer=adam(3), generator=torch.Generator())
     with pytest.raises(UsageError, match="an int cannot be changed in place"):
         train(bucket.uri, 4, count=3)
+
+
+def test_a_run_that_cannot_be_made_holds_no_attempt(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise Boom
+
+    monkeypatch.setattr("spotckpt.training.endings.Run", fail)
+    with pytest.raises(Boom), spotckpt.open_run(bucket.uri):
+        pass
+    assert bucket.released(1)
