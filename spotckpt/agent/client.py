@@ -128,6 +128,14 @@ class Client:
             raise protocol.to_error(reply)
         return reply
 
+    def tell(self, op: str, **fields: Any) -> None:
+        """Asks without waiting for the reply, which nobody will see.
+
+        Raises:
+            AgentError: the agent has gone.
+        """
+        self._send(op, protocol.encode({"op": op, "call": next(self._numbers), **fields}))
+
     def _send(self, op: str, line: bytes) -> None:
         try:
             with self._send_lock:

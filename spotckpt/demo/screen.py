@@ -54,8 +54,10 @@ class Screen:
         self._print(line)
 
     def verbatim(self, text: str, *, style: str = "") -> None:
-        """A line as it is, without time and speaker."""
-        self._print(Text(text, style=style))
+        """A line as it is, without time and speaker, cut at the width."""
+        line = Text(text, style=style)
+        line.truncate(self._console.width, overflow="ellipsis")
+        self._print(line)
 
     def _print(self, text: Text) -> None:
         with self._lock:

@@ -1,8 +1,8 @@
 """The copy: the tensors of a capture into the memory of a slot.
 
-What lies in CPU memory as it is stored is moved by `memmove`, which waits for no lock of Python's and wakes none of
-torch's threads: they belong to the training, and one thread copies as fast as two. Other tensors are copied by torch,
-and those on a GPU through pinned buffers.
+While the training stands still its threads copy: torch's. Beside a training that goes on, what lies in CPU memory as it
+is stored is moved by `memmove`, which waits for no lock of Python's and wakes none of torch's threads. Tensors on a GPU
+go through pinned buffers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from spotckpt.training.tensors import Storable, write_tensor
 
 LATE_BYTES = 64 << 10
 """A tensor on the CPU that is smaller is copied at the boundary: watching over it would cost more."""
+
+_SHARED_BYTES = 256 << 10
+"""From this size on torch's threads share a copy."""
 
 _SLICE_BYTES = 64 << 20
 _SAMPLE_BYTES = 32
@@ -64,6 +67,7 @@ class Copy:
         self,
         rows: Iterable[int],
         *,
+        beside: bool = False,
         given_up: Callable[[], bool] = lambda: False,
         issued: Callable[[Sequence[Ticket]], None] = lambda tickets: None,
     ) -> None:
@@ -71,6 +75,7 @@ class Copy:
 
         Args:
             rows: of the tensor table.
+            beside: the training goes on meanwhile, with torch's threads.
             given_up: asked now and again; when it says yes, this returns early and the bytes are worth nothing.
             issued: called once everything is read, but for what a GPU still copies: that is over when it has passed
                 the events it is called with.
@@ -81,7 +86,7 @@ class Copy:
             value, offset = self._tensors[row], self._offsets[row]
             if given_up():
                 return
-            if _lies_as_stored(value):
+            if _lies_as_stored(value) and (beside or value.nbytes < _SHARED_BYTES):
                 _move(self._base + offset, _address(value), value.nbytes, given_up)
             elif isinstance(value, torch.Tensor) and value.device.type == "cuda":
                 on_gpu.append((value, offset))

@@ -103,7 +103,7 @@ class Overlap:
         """Copies; whether there is something to seal."""
         stands = False
         try:
-            self._copy.run(self._rows, given_up=lambda: self._given_up, issued=self._issued)
+            self._copy.run(self._rows, beside=True, given_up=lambda: self._given_up, issued=self._issued)
             self.torn = self.torn or not self._copy.stands(self._samples)
             stands = not self.torn and not self._given_up
         finally:

@@ -182,12 +182,15 @@ class Session:
 
     def sealed(self, slot: Slot) -> None:
         """Tells the agent of a sealed slot. The seal itself is on the disk: an agent that has gone finds it later."""
-        self._nudge("sealed", slot)
+        client = self._client
+        if client is not None:
+            with contextlib.suppress(AgentError):
+                client.tell("sealed", uri=self.uri, generation=slot.generation)
 
     def abort(self, slot: Slot) -> None:
         """Gives an unsealed slot back. Whatever the agent says: what made the caller give it up is the error to see."""
         with contextlib.suppress(SpotckptError, Superseded):
-            self._nudge("abort", slot)
+            self._call("abort", timeout=CALL_TIMEOUT_S, uri=self.uri, generation=slot.generation)
 
     # Ending
 
@@ -256,10 +259,6 @@ class Session:
                 if not isinstance(error, Unreachable) or not remaining:
                     raise
         raise AssertionError("unreachable")
-
-    def _nudge(self, op: str, slot: Slot) -> None:
-        with contextlib.suppress(Unreachable, Unanswered):
-            self._call(op, timeout=CALL_TIMEOUT_S, uri=self.uri, generation=slot.generation)
 
     def _connect(self, timeout: float) -> None:
         self._connections += 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.bench import report
 from tests.bench.bench import Bench, Found
 from tests.bench.cases import CASES, LONG
-from tests.bench.targets import Verdict, judged
+from tests.bench.targets import missed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,10 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.show(found, described)
     if given.json:
         given.json.write_text(json.dumps(report.to_json(found, described, quick=given.quick), indent=1) + "\n")
-    missed = [name for name, verdict in judged(report.figures_of(found)).items() if verdict is Verdict.FAILED]
+    failed = missed(report.figures_of(found), quick=given.quick)
     if broken:
         print(f"not measured, see above: {', '.join(broken)}", file=sys.stderr)
-    return 1 if broken or (given.quick and missed) else 0
+    if failed:
+        print(f"targets missed by more than a third: {', '.join(failed)}", file=sys.stderr)
+    return 1 if broken or (given.quick and failed) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,7 +68,7 @@ def _measured(name: str, bench: Bench) -> Found | None:
             traceback.print_exc()
             return None
         print(f"{name}: {time.perf_counter() - started:.1f} s", file=sys.stderr)
-        if Verdict.FAILED not in judged(found.figures).values():
+        if not missed(found.figures, quick=bench.quick):
             break
     return found
 

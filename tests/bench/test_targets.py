@@ -10,7 +10,7 @@ import pytest
 from tests.bench import report
 from tests.bench.bench import Found, Row
 from tests.bench.measure import Sample, Series, Spread, interleaved
-from tests.bench.targets import TARGETS, Target, Verdict, judged
+from tests.bench.targets import TARGETS, Target, Verdict, judged, missed
 
 MOST = Target("most", "a cost", 1.2)
 LEAST = Target("least", "a speed", 0.9, at_least=True)
@@ -38,6 +38,12 @@ def test_every_target_has_a_verdict_and_unknown_figures_are_refused():
     assert len({target.name for target in TARGETS}) == len(TARGETS)
     with pytest.raises(LookupError, match="nonsense"):
         judged({"nonsense": 1.0})
+
+
+def test_a_short_run_fails_only_by_what_it_can_tell():
+    figures = {"help": 5.0, "blocked": 5.0, "agent-memory": 61.0}
+    assert missed(figures, quick=False) == ["blocked", "help"]
+    assert missed(figures, quick=True) == ["help"]
 
 
 def test_contenders_take_turns():
