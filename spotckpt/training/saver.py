@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -24,6 +26,18 @@ BUSY_RETRY_S = 0.5
 FAILED_RETRY_S = 10.0
 
 _SURVIVED = (SpoolError, MemoryError, torch.cuda.OutOfMemoryError)
+
+
+@contextmanager
+def collector_resting() -> Iterator[None]:
+    """No garbage is looked for inside: among the tuples of ten thousand tensors that costs more than making them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class State(Protocol):
@@ -191,14 +205,15 @@ class Saver:
         wait: Deadline | None = None,
         optimizers: Sequence[torch.optim.Optimizer] = (),
     ) -> str | None:
-        staged = self._stager.stage(
-            self._state.capture(),
-            self._state.facts(),
-            reason=reason,
-            finished=finished,
-            wait=wait,
-            optimizers=optimizers,
-        )
+        with collector_resting():
+            staged = self._stager.stage(
+                self._state.capture(),
+                self._state.facts(),
+                reason=reason,
+                finished=finished,
+                wait=wait,
+                optimizers=optimizers,
+            )
         self._newest = staged or self._newest
         self._reason = reason
         return staged

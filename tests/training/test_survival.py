@@ -17,7 +17,7 @@ import torch
 from spotckpt.config import Every, Settings
 from spotckpt.errors import SpoolError
 from spotckpt.training.capture import Capture, capture
-from spotckpt.training.saver import Saver
+from spotckpt.training.saver import Saver, collector_resting
 from spotckpt.training.schedule import Evaluation
 from spotckpt.training.staging import Facts
 from tests.agent.test_room import limited
@@ -178,3 +178,16 @@ def test_a_state_that_never_had_room_ends_the_training_at_once(tmp_path: Path) -
         training = Training(StagingArea(small / "spool", small / "disk"))
         with pytest.raises(SpoolError, match="no room to stage"):
             training.train()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_afterwards_as_it_was(enabled: bool) -> None:
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with suppress(ValueError), collector_resting():
+            assert not gc.isenabled()
+            raise ValueError
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was else gc.disable)()
