@@ -296,7 +296,7 @@ class Run:
         self._poke()
 
     def _poke(self) -> None:
-        # without waiting: the lock may be held while a slot's memory is allocated; all waits look again by themselves
+        # without waiting: whoever holds the lock may write to a disk meanwhile; all waits look again by themselves
         if self._changed.acquire(blocking=False):
             try:
                 self._changed.notify_all()

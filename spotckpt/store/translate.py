@@ -96,7 +96,7 @@ def translate(error: Exception, *, operation: str, key: str, mutates: bool) -> S
     """The error of ours that says the same.
 
     Args:
-        error: what botocore, aiohttp, fsspec or the operating system raised.
+        error: what botocore, our connections, fsspec or the operating system raised.
         operation: the store's verb.
         key: the object with the store's URI.
         mutates: the request was a write, so that without an answer its outcome is unknown.

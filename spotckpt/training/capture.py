@@ -2,7 +2,7 @@
 
 captured = capture({"model": model, "optimizer": optimizer}, {"vars": ..., "position": position.state()})
 plan = layout(captured.specs)
-copy_into(captured, slot_memory, plan)
+Copy(captured, slot_memory, plan, pinned).run(range(len(captured.tensors)))
 """
 
 from __future__ import annotations

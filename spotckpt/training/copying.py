@@ -122,18 +122,6 @@ class Copy:
         return [self._tensors[row]._version for row in rows]  # type: ignore[union-attr]  # late rows are tensors
 
 
-def copy_into(captured: Capture, buffer: Any, layout: Layout) -> None:
-    """Writes every tensor to its place in the data section; returns when all bytes are there.
-
-    Args:
-        captured: from `capture`, at the same boundary: the tensors are read now.
-        buffer: writable, at least `layout.data_bytes` long; the data section of a slot.
-        layout: from `snapshot.pack.layout(captured.specs)`.
-    """
-    copy = Copy(captured, buffer, layout, PinnedBuffers())
-    copy.run(copy.rows())
-
-
 def _owned_by(optimizers: Iterable[torch.optim.Optimizer]) -> set[tuple[int, int]]:
     """Where the parameters and the states of the optimizers lie; a learning rate that is a tensor is a scheduler's."""
     owned: set[tuple[int, int]] = set()

@@ -35,6 +35,19 @@ def go_on(here: Machine, trainer: Trainer, s3_env: S3Env) -> Process:
     return agent
 
 
+def dead_amid_the_second(here: Machine, s3_env: S3Env, proxy: Proxy, *, at: str) -> tuple[Process, Trainer, str, str]:
+    """An agent that is killed when a PUT of the second snapshot has landed; it, the trainer and both snapshots."""
+    agent = here.agent()
+    trainer = here.trainer(**s3_env.behind(proxy.url).environment)
+    trainer.open(s3_env.uri)
+    first = trainer.stage(s3_env.uri, 1, frozen=FROZEN)["snapshot"]
+    trainer.wait_committed(first)
+    proxy.on("PUT", at, then(drop_reply(), agent.kill))
+    second = trainer.stage(s3_env.uri, 2, frozen=FROZEN, wait_s=10)["snapshot"]
+    wait_until(lambda: agent.popen.poll() is not None, what="the agent's death")
+    return agent, trainer, first, second
+
+
 def test_frozen_bytes_are_uploaded_once_also_by_a_new_agent(here: Machine, s3_env: S3Env) -> None:
     agent = here.agent()
     trainer = here.trainer(**s3_env.environment)
@@ -59,14 +72,7 @@ def test_frozen_bytes_are_uploaded_once_also_by_a_new_agent(here: Machine, s3_en
 def test_a_manifest_that_landed_unheard_is_put_again_and_its_bytes_stay(here: Machine, s3_env: S3Env) -> None:
     """The next agent could not choose the same tensors to send: the parent's table is gone."""
     with Proxy(s3_env.url) as proxy:
-        agent = here.agent()
-        trainer = here.trainer(**s3_env.behind(proxy.url).environment)
-        trainer.open(s3_env.uri)
-        first = trainer.stage(s3_env.uri, 1, frozen=FROZEN)["snapshot"]
-        trainer.wait_committed(first)
-        proxy.on("PUT", "/snapshots/", then(drop_reply(), agent.kill))
-        second = trainer.stage(s3_env.uri, 2, frozen=FROZEN, wait_s=10)["snapshot"]
-        wait_until(lambda: agent.popen.poll() is not None, what="the agent's death")
+        _, trainer, first, second = dead_amid_the_second(here, s3_env, proxy, at="/snapshots/")
         lose_the_part(s3_env, first)
         before = [etag(s3_env, second, name) for name in ("safetensors", "json")]
         go_on(here, trainer, s3_env)
@@ -80,14 +86,7 @@ def test_a_manifest_that_landed_unheard_is_put_again_and_its_bytes_stay(here: Ma
 def test_a_parent_that_the_new_agent_cannot_read_costs_bytes_only(here: Machine, s3_env: S3Env) -> None:
     """The first agent died before there was a manifest: other bytes under the same keys harm nobody."""
     with Proxy(s3_env.url) as proxy:
-        agent = here.agent()
-        trainer = here.trainer(**s3_env.behind(proxy.url).environment)
-        trainer.open(s3_env.uri)
-        first = trainer.stage(s3_env.uri, 1, frozen=FROZEN)["snapshot"]
-        trainer.wait_committed(first)
-        proxy.on("PUT", r"/packs/.*\.json", then(drop_reply(), agent.kill))
-        second = trainer.stage(s3_env.uri, 2, frozen=FROZEN, wait_s=10)["snapshot"]
-        wait_until(lambda: agent.popen.poll() is not None, what="the agent's death")
+        agent, trainer, first, second = dead_amid_the_second(here, s3_env, proxy, at=r"/packs/.*\.json")
         assert sizes(s3_env)[second] < 4 * NUMBERS + 500
         lose_the_part(s3_env, first)
         go_on(here, trainer, s3_env)

@@ -14,9 +14,9 @@ from spotckpt.snapshot.pack import layout
 from spotckpt.snapshot.part import Chunk, Part, TensorEntry
 from spotckpt.snapshot.staged import table
 from spotckpt.training.capture import capture
-from spotckpt.training.copying import copy_into
 from spotckpt.training.filling import Filling
 from spotckpt.training.restore import MapLocation, decode_value, prepare
+from tests.training.copied import copy_into
 
 PACK = "packs/a0001-n000000-s00000000-00000000/rank-00000.safetensors"
 

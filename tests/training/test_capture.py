@@ -11,7 +11,7 @@ import torch
 from spotckpt.errors import EncodeError, UsageError
 from spotckpt.snapshot.pack import layout
 from spotckpt.training.capture import capture, check_encodable, check_object
-from spotckpt.training.copying import copy_into
+from tests.training.copied import copy_into
 from tests.training.roundtrip import value_through_bytes
 
 

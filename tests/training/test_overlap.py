@@ -16,10 +16,10 @@ from torch import nn
 from spotckpt.errors import SpoolError
 from spotckpt.snapshot.pack import layout
 from spotckpt.training.capture import Capture, capture
-from spotckpt.training.copying import copy_into
 from spotckpt.training.cores import cores
 from spotckpt.training.staging import Facts, Stager, Torn
 from tests.support.staging_area import StagingArea
+from tests.training.copied import copy_into
 
 WIDTH = 512
 

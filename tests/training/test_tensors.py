@@ -14,8 +14,8 @@ from spotckpt.errors import Corrupt
 from spotckpt.snapshot.pack import layout
 from spotckpt.snapshot.part import TensorEntry
 from spotckpt.training.capture import capture
-from spotckpt.training.copying import copy_into
 from spotckpt.training.tensors import DTYPES, empty_tensor, why_not_storable
+from tests.training.copied import copy_into
 from tests.training.roundtrip import Snapshot, part_of, through_bytes, value_through_bytes
 
 
