@@ -6,9 +6,7 @@ The bucket says what the snapshot is: names, shapes and digests come from there,
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from spotckpt.agent.slots import STAGED_NAME
@@ -16,6 +14,8 @@ from spotckpt.errors import Corrupt, SpotckptError
 from spotckpt.snapshot.arrival import Arrived, Piece
 from spotckpt.snapshot.part import Part
 from spotckpt.snapshot.staged import Staged
+from spotckpt.store.halt import Halt
+from spotckpt.store.parallel import at_once
 
 _THREADS = 4
 
@@ -44,29 +44,22 @@ class SlotBytes:
 
     def read(self, pieces: Sequence[Piece], arrived: Arrived) -> None:
         """See `Source.read`."""
-        waiting = deque(pieces)
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
             raise Corrupt(f"{self._path} cannot be opened: {error.strerror}") from error
+
+        def reading(piece: Piece) -> Callable[[], None]:
+            def read() -> None:
+                self._fill(fd, piece)
+                arrived(piece)
+
+            return read
+
         try:
-            with ThreadPoolExecutor(_THREADS, "spotckpt-restore") as pool:
-                try:
-                    for worker in [pool.submit(self._work, fd, waiting, arrived) for _ in range(_THREADS)]:
-                        worker.result()
-                finally:
-                    waiting.clear()  # after an error the other threads end with what they have begun
+            at_once(map(reading, pieces), width=_THREADS, halt=Halt(), done=lambda _: None)
         finally:
             os.close(fd)
-
-    def _work(self, fd: int, waiting: deque[Piece], arrived: Arrived) -> None:
-        while waiting:
-            try:
-                piece = waiting.popleft()
-            except IndexError:
-                return
-            self._fill(fd, piece)
-            arrived(piece)
 
     def _fill(self, fd: int, piece: Piece) -> None:
         into, place = piece.into, self._places[piece.row] + piece.first
