@@ -89,34 +89,16 @@ class _Encoder:
     def __init__(self, leaf: Leaf | None, array: ArrayLeaf | None) -> None:
         self.leaf = leaf
         self.array = array
-        self.built_in: dict[type, Callable[[Any, str, tuple[int, ...]], Any]] = {
-            type(None): _itself,
-            bool: _itself,
-            str: _itself,
-            int: lambda value, path, above: _int_to_json(value),
-            float: lambda value, path, above: _float_to_json(value),
-            complex: lambda value, path, above: {"$complex": [_float_to_json(value.real), _float_to_json(value.imag)]},
-            bytes: lambda value, path, above: {"$bytes": base64.b64encode(value).decode()},
-            bytearray: lambda value, path, above: {"$bytearray": base64.b64encode(value).decode()},
-            list: self.members,
-            tuple: lambda value, path, above: {"$tuple": self.members(value, path, above)},
-            dict: self.dict,
-            OrderedDict: self.ordered,
-            Counter: lambda value, path, above: {"$counter": self.pairs(value, path, above)},
-            deque: lambda value, path, above: {"$deque": self.members(value, path, above), "maxlen": value.maxlen},
-            set: lambda value, path, above: {"$set": self.sorted(value, path, above)},
-            frozenset: lambda value, path, above: {"$frozenset": self.sorted(value, path, above)},
-        }
 
     def encode(self, value: Any, path: str, above: tuple[int, ...]) -> Any:
         """`above` holds the identities of the containers around the value."""
-        known = self.built_in.get(type(value))
+        known = _BUILT_IN.get(type(value))
         if known is not None:
             if len(above) > MAX_DEPTH:
                 raise EncodeError(f"{path:.200}: nested deeper than {MAX_DEPTH}", hint="store something flatter")
             if id(value) in above:
                 raise EncodeError(f"{path:.200}: contains itself", hint="store a value without cycles")
-            return known(value, path, above)
+            return known(self, value, path, above)
         encoded = self.leaf(value, path) if self.leaf else None
         if encoded is None:
             encoded = self.foreign(value, path)
@@ -184,28 +166,31 @@ class _Encoder:
         return sorted(self.members(values, path, above), key=repr)
 
 
+# Tables of functions, not of bound methods: a codec that held those would be a cycle, and every tensor of a state would
+# stay in memory until the garbage collector came by.
+
+_BUILT_IN: dict[type, Callable[[_Encoder, Any, str, tuple[int, ...]], Any]] = {
+    **dict.fromkeys((type(None), bool, str), lambda codec, value, path, above: value),
+    int: lambda codec, value, path, above: _int_to_json(value),
+    float: lambda codec, value, path, above: _float_to_json(value),
+    complex: lambda codec, value, path, above: {"$complex": [_float_to_json(value.real), _float_to_json(value.imag)]},
+    bytes: lambda codec, value, path, above: {"$bytes": base64.b64encode(value).decode()},
+    bytearray: lambda codec, value, path, above: {"$bytearray": base64.b64encode(value).decode()},
+    list: _Encoder.members,
+    tuple: lambda codec, value, path, above: {"$tuple": codec.members(value, path, above)},
+    dict: _Encoder.dict,
+    OrderedDict: _Encoder.ordered,
+    Counter: lambda codec, value, path, above: {"$counter": codec.pairs(value, path, above)},
+    deque: lambda codec, value, path, above: {"$deque": codec.members(value, path, above), "maxlen": value.maxlen},
+    set: lambda codec, value, path, above: {"$set": codec.sorted(value, path, above)},
+    frozenset: lambda codec, value, path, above: {"$frozenset": codec.sorted(value, path, above)},
+}
+
+
 class _Decoder:
     def __init__(self, leaf: DecodeLeaf | None, array: DecodeArray | None) -> None:
         self.leaf = leaf
         self.array = array
-        self.built_in: dict[str, Callable[[dict[str, Any]], Any]] = {
-            "$int": _int_from_json,
-            "$float": lambda node: struct.unpack(">d", _hex(node["$float"], 8))[0],
-            "$complex": lambda node: complex(*self.exactly(node["$complex"], 2)),
-            "$bytes": lambda node: base64.b64decode(node["$bytes"], validate=True),
-            "$bytearray": lambda node: bytearray(base64.b64decode(node["$bytearray"], validate=True)),
-            "$tuple": lambda node: tuple(self.members(node["$tuple"])),
-            "$dict": lambda node: self.pairs(node["$dict"], {}),
-            "$ordered": self.ordered,
-            "$counter": lambda node: self.pairs(node["$counter"], Counter()),
-            "$deque": self.deque,
-            "$set": lambda node: set(self.members(node["$set"])),
-            "$frozenset": lambda node: frozenset(self.members(node["$frozenset"])),
-            "$enum": _enum_from_json,
-            "$dtype": lambda node: _dtype(node["$dtype"]),
-            "$scalar": _scalar_from_json,
-            "$array": self.ndarray,
-        }
 
     def decode(self, tree: Any) -> Any:
         if type(tree) is list:
@@ -218,14 +203,14 @@ class _Decoder:
         return self.tagged(tags, tree)
 
     def tagged(self, tags: list[str], node: dict[str, Any]) -> Any:
-        known = self.built_in.get(tags[0])
+        known = _TAGS.get(tags[0])
         if len(tags) > 1 or (known is None and self.leaf is None):
             raise Corrupt(f"state tree: tag {' '.join(tags)} is not known", hint="a newer spotckpt may read it")
         if known is None:
             assert self.leaf is not None
             return self.leaf(node)
         try:
-            return known(node)
+            return known(self, node)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
             raise Corrupt(f"state tree: {tags[0]} is malformed: {error}", hint="use another snapshot") from error
 
@@ -273,8 +258,24 @@ class _Decoder:
         return value.reshape(shape)
 
 
-def _itself(value: Any, path: str, above: tuple[int, ...]) -> Any:
-    return value
+_TAGS: dict[str, Callable[[_Decoder, dict[str, Any]], Any]] = {
+    "$int": lambda codec, node: int(node["$int"], 16),
+    "$float": lambda codec, node: struct.unpack(">d", _hex(node["$float"], 8))[0],
+    "$complex": lambda codec, node: complex(*codec.exactly(node["$complex"], 2)),
+    "$bytes": lambda codec, node: base64.b64decode(node["$bytes"], validate=True),
+    "$bytearray": lambda codec, node: bytearray(base64.b64decode(node["$bytearray"], validate=True)),
+    "$tuple": lambda codec, node: tuple(codec.members(node["$tuple"])),
+    "$dict": lambda codec, node: codec.pairs(node["$dict"], {}),
+    "$ordered": _Decoder.ordered,
+    "$counter": lambda codec, node: codec.pairs(node["$counter"], Counter()),
+    "$deque": _Decoder.deque,
+    "$set": lambda codec, node: set(codec.members(node["$set"])),
+    "$frozenset": lambda codec, node: frozenset(codec.members(node["$frozenset"])),
+    "$enum": lambda codec, node: _enum_from_json(node),
+    "$dtype": lambda codec, node: _dtype(node["$dtype"]),
+    "$scalar": lambda codec, node: _scalar_from_json(node),
+    "$array": _Decoder.ndarray,
+}
 
 
 def _name(kind: type) -> str:
@@ -284,10 +285,6 @@ def _name(kind: type) -> str:
 def _int_to_json(value: int) -> Any:
     # hexadecimal: decimal conversion of long integers is limited (sys.set_int_max_str_digits) and quadratic
     return value if -_PLAIN_INT <= value <= _PLAIN_INT else {"$int": hex(value)}
-
-
-def _int_from_json(node: dict[str, Any]) -> int:
-    return int(node["$int"], 16)
 
 
 def _float_to_json(value: float) -> Any:

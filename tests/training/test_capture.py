@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,33 @@ def stepped() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     return model, optimizer
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_captured_tensor_is_gone_with_the_capture() -> None:
+    """A `state_dict()` may return copies; waiting for the garbage collector they would pile up, one each snapshot."""
+    copied = torch.ones(3)
+    kept = weakref.ref(copied)
+    captured = capture({}, {"vars": {"copied": copied, "list": [copied[:1]], "nested": (OrderedDict(a=copied),)}})
+    del copied
+    assert kept() is not None
+    del captured
+    assert kept() is None
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_decoded_value_is_gone_with_its_last_name() -> None:
+    value = value_through_bytes({"a": [torch.ones(3)], "b": {1: (torch.zeros(1),)}})
+    kept = weakref.ref(value["a"][0])
+    del value
+    assert kept() is None
 
 
 def test_tensors_have_readable_unique_names() -> None:
