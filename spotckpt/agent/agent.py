@@ -239,7 +239,7 @@ class Agent:
 
     def _run_ended(self, run: Run) -> None:
         with self._lock:
-            if run.has_kept:
+            if run.uploads.has_kept:
                 self._kept[run.uri] = (run.spool, Deadline.after(KEPT_S, self._clock))
             if self._runs.get(run.uri) is run:
                 del self._runs[run.uri]

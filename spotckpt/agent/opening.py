@@ -192,8 +192,8 @@ class _Porch:
             return f"{self.request.uri} is in use by {pid} on this machine"
         if self._handed_over is None or self._handed_over[0] is not run:
             run.use_environment(self.request.environment)
-            self._handed_over = (run, run.backoff.failures)
-        backoff = run.backoff
+            self._handed_over = (run, run.uploads.backoff.failures)
+        backoff = run.uploads.backoff
         if backoff.failure and backoff.failures > self._handed_over[1] and backoff.is_lasting:
             raise backoff.failure
         return f"the last snapshot of attempt {run.token.attempt} is being uploaded from this machine"

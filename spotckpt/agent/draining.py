@@ -1,0 +1,57 @@
+"""Waiting for a run's uploads on behalf of its trainer: until all is committed, or given up, or the time is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from spotckpt.agent.protocol import Message, error_fields
+from spotckpt.agent.uploading import Uploads
+from spotckpt.deadline import Deadline
+from spotckpt.errors import AgentError
+
+_LOOK_S = 0.1
+
+
+def drain(uploads: Uploads, deadline: Deadline, *, close: bool, on_progress: Callable[[Message], None]) -> Message:
+    """Waits until nothing sealed is left to commit, or it is given up; then, to close, for the release.
+
+    Giving up ends the waiting only: what is sealed stays in the spool, and the agent goes on trying.
+
+    Returns:
+        committed, acknowledged, and failure if not acknowledged.
+    """
+    seen, shown = uploads.backoff.failures, (-1, "")
+    uploads.queue.deadline = uploads.queue.deadline.within(deadline.seconds_left)
+    uploads.queue.urgent = True
+    if close:
+        uploads.leave()
+    uploads.hurry()
+    with uploads.changed:
+        while not _is_settled(uploads, close) and not _is_hopeless(uploads, seen) and not deadline.passed:
+            uploads.changed.wait(min(deadline.seconds_left, _LOOK_S))
+            transfer = uploads.sender.transfer
+            if transfer is not None and (now_shown := (transfer.sent_bytes, transfer.id)) != shown:
+                shown = now_shown
+                on_progress(transfer.to_json())
+        return _outcome(uploads)
+
+
+def _is_settled(uploads: Uploads, close: bool) -> bool:
+    if close:
+        return uploads.ended
+    return uploads.superseded is not None or uploads.idle
+
+
+def _is_hopeless(uploads: Uploads, seen: int) -> bool:
+    return uploads.backoff.failures > seen and uploads.backoff.is_lasting
+
+
+def _outcome(uploads: Uploads) -> Message:
+    token, failure = uploads.spool.token, uploads.superseded or uploads.dropped
+    reply: Message = {"committed": token.last_committed, "acknowledged": False}
+    if uploads.superseded is None and not uploads.idle:
+        failure = uploads.backoff.failure or AgentError(
+            f"{token.uri}: the newest snapshot is not uploaded yet",
+            hint="the agent goes on as long as the machine lives",
+        )
+    return {**reply, "acknowledged": True} if failure is None else {**reply, "failure": error_fields(failure)}
