@@ -126,7 +126,7 @@ class Uploads:
         self.poke()
 
     def poke(self) -> None:
-        """Wakes the thread. Without waiting for the lock: who holds it may write to a disk, and all look by themselves."""
+        """Wakes the thread. Not waiting for the lock: who holds it may write to a disk, and all look by themselves."""
         if self.changed.acquire(blocking=False):
             try:
                 self.changed.notify_all()
