@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -143,22 +143,23 @@ class _Tensors:
         self.table = staged.tensors
         self._data = data
         self.hashed = hashed
-        self.probes = [self._digest(entry, PROBE_BYTES) for entry in self.table]
+        self.probes = self._digests(self.table, PROBE_BYTES)
         self.digests = {i: self.probes[i] for i, entry in enumerate(self.table) if is_probed_whole(entry)}
 
-    def _digest(self, entry: TensorEntry, most: int | None = None) -> str:
-        chunk = entry.chunks[0]
-        length = chunk.length if most is None else min(chunk.length, most)
-        self.hashed(length)
+    def _digests(self, entries: Iterable[TensorEntry], most: int | None = None) -> list[str]:
+        """Of each, or of its first bytes."""
+        spans = [
+            self._data[chunk.offset : chunk.offset + chunk.length][:most] for entry in entries for chunk in entry.chunks
+        ]
+        self.hashed(sum(map(len, spans)))
         # on one core: the others are the training's, and one is faster than most networks
-        return blake3(self._data[chunk.offset : chunk.offset + length]).hexdigest()
+        return [blake3(span).hexdigest() for span in spans]
 
     def unchanged(self, previous: Previous) -> dict[int, Place]:
         """Those to refer to in the parent's packs. Only what may be reused is read here; the rest when it is sent."""
         likely = worth_keeping(candidates(self.table, self.probes, previous))
-        for index in likely:
-            if index not in self.digests:
-                self.digests[index] = self._digest(self.table[index])
+        todo = [index for index in likely if index not in self.digests]
+        self.digests.update(zip(todo, self._digests(self.table[index] for index in todo), strict=True))
         return worth_keeping(
             {index: place for index, place in likely.items() if self.digests[index] == place.chunk.digest}
         )
@@ -203,12 +204,14 @@ class _Job:
             self.planned(0)
             return None
         entries = [self.tensors.table[index] for index in indices]
-        place = layout([self.tensors.staged.specs[index] for index in indices])
+        whole = len(indices) == len(self.tensors.table)
+        staged = self.tensors.staged
+        place = staged.layout() if whole else layout([staged.specs[index] for index in indices])
         self.planned(place.data_bytes)
         header = len(place.header)
         todo = [n for n in place.order if indices[n] not in self.tensors.digests]
         hashing = Hashing([(header + place.offsets[n], entries[n].chunks[0].length) for n in todo], self.tensors.hashed)
-        key = pack_key(self.tensors.staged.snapshot)
+        key = pack_key(staged.snapshot)
         bodies = self.tensors.buffers([indices[n] for n in place.order])
         stat = self._put(key, [place.header, *bodies], hashing)
         self.tensors.digests.update(zip((indices[n] for n in todo), hashing.digests(), strict=True))

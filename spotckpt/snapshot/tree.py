@@ -142,9 +142,11 @@ class _Encoder:
     def pairs(self, value: dict[Any, Any], path: str, above: tuple[int, ...]) -> list[Any]:
         inside = (*above, id(value))
         return [
-            [self.encode(key, f"{path}: key {key!r:.60}", inside), self.encode(item, join(path, key), inside)]
-            for key, item in value.items()
+            [self.key(key, path, inside), self.encode(item, join(path, key), inside)] for key, item in value.items()
         ]
+
+    def key(self, key: Any, path: str, above: tuple[int, ...]) -> Any:
+        return key if type(key) is str else self.encode(key, f"{path}: key {key!r:.60}", above)
 
     def dict(self, value: dict[Any, Any], path: str, above: tuple[int, ...]) -> Any:
         if all(type(key) is str and not key.startswith("$") for key in value):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -71,12 +71,10 @@ class Capture:
         def tensor_name(one: object, where: str) -> str:
             return f"{name}/{keys[id(one)]}" if id(one) in keys else name + _slashes(where.removeprefix(path))
 
-        return encode(
-            value,
-            path=path,
-            leaf=lambda one, where: encode_leaf(one, where, lambda t, p: self._add(t, tensor_name(t, p))),
-            array=lambda one, where: self._add(one, tensor_name(one, where)),
-        )
+        def add(one: Storable, where: str) -> int:
+            return self._add(one, tensor_name(one, where))
+
+        return encode(value, path=path, leaf=lambda one, where: encode_leaf(one, where, add), array=add)
 
     def _add(self, value: Storable, name: str) -> int:
         if not isinstance(value, np.ndarray) and value.requires_grad:
@@ -102,6 +100,7 @@ def _top_level_keys(value: object) -> dict[int, str]:
     return {id(one): key for key, one in value.items() if type(key) is str and isinstance(one, torch.Tensor)}
 
 
+@lru_cache(maxsize=1 << 16)  # the paths of one snapshot are those of the next
 def _slashes(path: str) -> str:
     if _PLAIN_STEPS.fullmatch(path):
         return path.translate(_AS_SLASHES)

@@ -93,10 +93,10 @@ def memory_strides(value: Storable) -> tuple[int, ...] | None:
     """Strides in elements of a tensor that is dense but not plainly row-major; None otherwise."""
     if not isinstance(value, torch.Tensor):
         return None
-    strides = tuple(value.stride())
     # torch calls a tensor contiguous too whose axes of one element have any stride
     if value.is_contiguous() and 1 not in value.shape:
         return None
+    strides = tuple(value.stride())
     if strides == _row_major(value.shape) or not _is_dense(value.shape, strides):
         return None
     return strides
