@@ -10,11 +10,11 @@ from spotckpt.address import Metric
 from spotckpt.errors import SettingError
 
 _UNITS = {"ms": 0.001, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "hour": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|sec|m|min|h|hour|d)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|sec|m|min|h|hour|d)?")
 
 
 def parse_seconds(value: float | str | timedelta, *, name: str) -> float:
-    """A duration in seconds from `90`, `"10min"`, `"1.5 h"` or a timedelta.
+    """A duration in seconds from `90`, `"90"`, `"10min"`, `"1.5 h"` or a timedelta.
 
     Raises:
         SettingError: it is negative, not finite or not a duration.
@@ -23,7 +23,7 @@ def parse_seconds(value: float | str | timedelta, *, name: str) -> float:
         seconds = value.total_seconds()
     elif isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
-        seconds = float(match[1]) * _UNITS[match[2]] if match else -1.0
+        seconds = float(match[1]) * _UNITS[match[2] or "s"] if match else -1.0
     else:
         seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else -1.0
     if not 0 <= seconds < float("inf"):

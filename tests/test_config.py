@@ -11,7 +11,16 @@ from spotckpt.training.request import make_settings
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("10min", 600), ("30s", 30), ("1.5 h", 5400), ("250ms", 0.25), (7, 7), (0, 0), (timedelta(minutes=2), 120)],
+    [
+        ("10min", 600),
+        ("30s", 30),
+        ("1.5 h", 5400),
+        ("250ms", 0.25),
+        ("90", 90),
+        (7, 7),
+        (0, 0),
+        (timedelta(minutes=2), 120),
+    ],
 )
 def test_durations(text, seconds):
     assert parse_seconds(text, name="every") == seconds

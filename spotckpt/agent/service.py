@@ -252,8 +252,9 @@ class _Service:
             return
         self._stop_by = Deadline.after(self.options.stop_grace_s)
         _LOG.info("%s: finishing within %g s", name, self.options.stop_grace_s)
-        notice = Notice("signal", "terminate", self._stop_by.at, f"signal:{os.getpid()}", name)
-        self.agent.board.see("signal", [notice])
+        if self.agent.has_runs:
+            notice = Notice("signal", "terminate", self._stop_by.at, f"signal:{os.getpid()}", name)
+            self.agent.board.see("signal", [notice])
 
     def _register(self, process: Process) -> None:
         if process in self._watched.values():

@@ -38,7 +38,7 @@ def ensure_agent(settings: Settings | None = None, *, on_event: OnEvent | None =
     deadline = Deadline.after(timeout)
     while True:
         failure: AgentError | None = None
-        for socket in _sockets(runtime, spool):
+        for socket in sockets(runtime, spool):
             try:
                 return Client.connect(socket, on_event=on_event, timeout=min(10.0, max(0.1, deadline.seconds_left)))
             except AgentError as error:
@@ -48,7 +48,7 @@ def ensure_agent(settings: Settings | None = None, *, on_event: OnEvent | None =
         _start(runtime, spool, (settings or Settings()).metadata_endpoint, deadline)
 
 
-def _sockets(runtime: Path, spool: Path) -> list[Path]:
+def sockets(runtime: Path, spool: Path) -> list[Path]:
     """Our runtime directory's, and that of whoever holds our spool under another runtime directory."""
     own = paths.socket_path(runtime)
     holder = locks.read_holder(spool)
@@ -68,7 +68,7 @@ def _start(runtime: Path, spool: Path, metadata_endpoint: str, deadline: Deadlin
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=_environment(),
+            env=package_environment(),
             timeout=max(1.0, deadline.seconds_left),
             check=False,
         )
@@ -84,7 +84,7 @@ def _start(runtime: Path, spool: Path, metadata_endpoint: str, deadline: Deadlin
         raise AgentError(f"a private agent could not be started (status {started.returncode})", hint=_log_hint(runtime))
 
 
-def _environment() -> dict[str, str]:
+def package_environment() -> dict[str, str]:
     """Ours; and the agent finds this very package, but no modules of the directory that we were started in."""
     environment = dict(os.environ, PYTHONSAFEPATH="1")
     home = Path(spotckpt.__file__).resolve().parents[1]

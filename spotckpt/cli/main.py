@@ -32,6 +32,7 @@ VERBS = {
     "status": _Verb("spotckpt.cli.agent", "Show what the agent of this machine is doing."),
     "notify": _Verb("spotckpt.cli.agent", "Tell the agent by hand that the machine will go."),
     "agent": _Verb("spotckpt.cli.agent", "Run the agent in the foreground."),
+    "exec": _Verb("spotckpt.cli.exec", "Run a command beside an agent, in one process tree."),
     "demo": _Verb("spotckpt.cli.demo", "Interrupt a real training three ways and prove that nothing is lost."),
 }
 
@@ -48,7 +49,8 @@ Exit statuses:
   33  nothing fits the selector    34  nothing can be restored
   35  over a size limit            40  no agent, or it failed
   41  staging area                 45  another agent runs already
-  64  wrong command line           130 Ctrl-C
+  64  wrong command line           75  exec: a notice or SIGTERM
+  130 Ctrl-C                       126, 127  exec: no such command
 """
 
 

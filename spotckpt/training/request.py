@@ -145,10 +145,18 @@ def make_settings(options: Options) -> Settings:
         overlap=options.get("overlap"),
         keep_best=_metric(options.get("keep_best")),
         stale_after_s=parse_seconds(options.get("stale_after", 60.0), name="stale_after"),
-        sigterm_grace_s=parse_seconds(options.get("sigterm_grace", 10.0), name="sigterm_grace"),
+        sigterm_grace_s=_sigterm_grace_s(options),
         call_timeout_s=parse_seconds(options.get("call_timeout", 60.0), name="call_timeout"),
         metadata_endpoint=endpoint,
     )
+
+
+def _sigterm_grace_s(options: Options) -> float:
+    """Who stops the process knows best how long it lets it work: the environment counts for more than the code."""
+    known = os.environ.get("SPOTCKPT_SIGTERM_GRACE", "").strip()
+    if known:
+        return parse_seconds(known, name="SPOTCKPT_SIGTERM_GRACE")
+    return parse_seconds(options.get("sigterm_grace", 10.0), name="sigterm_grace")
 
 
 def _metric(keep_best: object) -> Metric | None:

@@ -36,8 +36,8 @@ from spotckpt.training.session import Session
 
 RELEASE_S = 5.0
 PID_1 = (
-    "warning: this process is PID 1 of its container: if it is killed, the agent dies with it, and what is not "
-    "uploaded by then is lost; stop it with SIGTERM and time enough for an upload (docker stop --time)"
+    "warning: this process is PID 1 of its container: if it is killed, or fails, the agent dies with it, and what is "
+    "not uploaded by then is lost; start it with an agent beside it: spotckpt exec -- CMD"
 )
 
 Say = Callable[[str], None]

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,8 @@ class Process:
 class Trainer(Process):
     """The fake trainer, and all that it said."""
 
-    def __init__(self, environment: Mapping[str, str], *, log: Path) -> None:
-        super().__init__([sys.executable, "-m", "tests.agent.fake_trainer"], environment, log=log)
+    def __init__(self, environment: Mapping[str, str], *, log: Path, under: Sequence[str] = ()) -> None:
+        super().__init__([*under, sys.executable, "-m", "tests.agent.fake_trainer"], environment, log=log)
         self.said: list[dict[str, Any]] = []
         self._tags = itertools.count(1)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -164,9 +164,10 @@ class Machine:
     def wait_for(self, agent: Process) -> None:
         wait_until(lambda: f"agent {agent.pid} serves" in agent.log_text, what=f"an agent: {agent.log_text}")
 
-    def trainer(self, **environment: str) -> Trainer:
+    def trainer(self, *, under: Sequence[str] = (), **environment: str) -> Trainer:
+        """Starts a trainer, with `under` as the arguments of another command."""
         name = f"trainer-{len(self.processes)}.log"
-        trainer = Trainer({**self.environment, **environment}, log=self.path / name)
+        trainer = Trainer({**self.environment, **environment}, log=self.path / name, under=under)
         self.processes.append(trainer)
         return trainer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import sys
 import time
@@ -77,6 +78,8 @@ def act(run: Run, extra: Broken) -> None:  # noqa: C901
             run.finish()
         case "os_exit":
             os._exit(9)
+        case "segfault":
+            ctypes.string_at(0)
         case "broken":
             extra.broken = True
         case "unencodable":
