@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found[name] = measured
     finally:
         bench.close()
-    report.show(found, described)
+    report.show(found, described, quick=given.quick)
     if given.json:
         given.json.write_text(json.dumps(report.to_json(found, described, quick=given.quick), indent=1) + "\n")
     failed = missed(report.figures_of(found), quick=given.quick)

@@ -41,7 +41,7 @@ def machine() -> dict[str, Any]:
 def to_json(found: Mapping[str, Found], described: Mapping[str, Any], *, quick: bool) -> dict[str, Any]:
     """Everything, for programs."""
     figures = figures_of(found)
-    verdicts = judged(figures)
+    verdicts = judged(figures, quick=quick)
     return {
         "machine": dict(described),
         "quick": quick,
@@ -50,7 +50,7 @@ def to_json(found: Mapping[str, Found], described: Mapping[str, Any], *, quick: 
             {
                 "name": target.name,
                 "what": target.what,
-                "limit": target.limit,
+                "limit": target.limit_of(quick=quick),
                 "at_least": target.at_least,
                 "figure": figures.get(target.name),
                 "verdict": verdicts[target.name].value,
@@ -71,7 +71,7 @@ def remarks_of(found: Mapping[str, Found]) -> list[str]:
     return [NOT_INSTALLABLE, *(remark for case in found.values() for remark in case.remarks)]
 
 
-def show(found: Mapping[str, Found], described: Mapping[str, Any]) -> None:
+def show(found: Mapping[str, Found], described: Mapping[str, Any], *, quick: bool) -> None:
     """Prints the measurements, then the targets."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     console.print(
@@ -80,7 +80,7 @@ def show(found: Mapping[str, Found], described: Mapping[str, Any]) -> None:
         + ", ".join(f"{name} {version}" for name, version in described["versions"].items())
     )
     console.print(_measurements([row for case in found.values() for row in case.rows]))
-    console.print(_targets(figures_of(found)))
+    console.print(_targets(figures_of(found), quick=quick))
     for remark in remarks_of(found):
         console.print(remark, style="dim")
 
@@ -117,8 +117,8 @@ def _spread(spread: Spread) -> str:
     return f"{spread.median * scale:.0f} ({spread.least * scale:.0f}-{spread.greatest * scale:.0f})"
 
 
-def _targets(figures: Mapping[str, float]) -> Table:
-    verdicts = judged(figures)
+def _targets(figures: Mapping[str, float], *, quick: bool) -> Table:
+    verdicts = judged(figures, quick=quick)
     table = Table(title="targets", title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("what")
     table.add_column("target", justify="right", no_wrap=True)
@@ -127,7 +127,7 @@ def _targets(figures: Mapping[str, float]) -> Table:
     for target in TARGETS:
         verdict, figure = verdicts[target.name], figures.get(target.name)
         shown = "" if figure is None else f"{figure:.3g}"
-        table.add_row(target.what, target.text, shown, verdict.value, style=STYLES[verdict])
+        table.add_row(target.what, target.text(quick=quick), shown, verdict.value, style=STYLES[verdict])
     return table
 
 

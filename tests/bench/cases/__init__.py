@@ -31,5 +31,5 @@ CASES: dict[str, Case] = {
     "restore-seaweed": restore_seaweed,
     "throughput": throughput,
 }
-LONG = {"first", "save-seaweed", "restore-seaweed", "throughput"}
-"""Not part of a quick run."""
+LONG = {"staged", "overlapped", "first", "save-seaweed", "restore-seaweed", "throughput"}
+"""Not part of a quick run: they take minutes, or differences of times that scatter, which take many rounds."""
