@@ -12,7 +12,7 @@ from spotckpt.agent.protocol import Message
 from spotckpt.agent.slots import Seal
 from spotckpt.agent.spool import RunSpool, SpoolSlot
 from spotckpt.deadline import Clock, Deadline
-from spotckpt.errors import OutcomeUnknown, SpoolError, SpotckptError, Unavailable
+from spotckpt.errors import OutcomeUnknown, SpoolError, SpotckptError, StoreError, Unavailable
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.reuse import Previous
@@ -146,6 +146,11 @@ def _read(slot: SpoolSlot, what: Callable[[SpoolSlot], T]) -> T:
         ) from error
 
 
+def _trouble(error: SpotckptError) -> object:
+    """What is wrong, whatever object it befell."""
+    return type(error), error.cause if isinstance(error, StoreError) else str(error)
+
+
 class Backoff:
     """The last failure since a success, and when to try again."""
 
@@ -156,8 +161,8 @@ class Backoff:
         self.failures = 0
 
     def failed(self, error: SpotckptError) -> bool:
-        """Notes a failure; whether it is another one than before."""
-        news = str(self.failure) != str(error)
+        """Notes a failure; whether it is another one than before: of the next snapshot the same is no news."""
+        news = self.failure is None or _trouble(self.failure) != _trouble(error)
         self.failure = error
         self.failures += 1
         # jitter only shortens: the cap is kept, and machines that failed together do not return together

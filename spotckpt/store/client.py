@@ -26,18 +26,21 @@ from spotckpt.deadline import Deadline
 from spotckpt.errors import LimitExceeded, Unavailable
 from spotckpt.store.base import size_of
 from spotckpt.store.body import Body
-from spotckpt.store.bounded import in_time
+from spotckpt.store.bounded import LateError, in_time
 from spotckpt.store.connection import Limits
+from spotckpt.store.credentials import Credentials
 from spotckpt.store.halt import Halt
 from spotckpt.store.retry import policy
-from spotckpt.store.session import Session
-from spotckpt.store.translate import EXPIRED, translate
+from spotckpt.store.translate import EXPIRED, stale_credentials, translate
 from spotckpt.store.wire import Outgoing, Pool, WireError, read_into, read_small
 
 T = TypeVar("T")
 Take = Callable[[HTTPResponse], None]
 
 MOST_TRIES = 4
+PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+"""Between looks for credentials after a service gave the refused ones again."""
+_FINDING = "to find credentials"
 
 _CONFIG = Config(
     # Retrying is the only one who tries again; botocore's default mode and count differ between versions.
@@ -134,41 +137,63 @@ class Client:
             raise Unavailable(call.operation, call.key, "its deadline has passed")
         try:
             here = self._connected(call.deadline)
+            used = here.credentials.now
             try:
                 return here.request(method, call, take, parameters)
             except ClientError as error:
-                renewed = self._renewed(here, call.deadline) if _says_expired(error) else here
-                if renewed is here:
+                if not _says_expired(error):
                     raise
+                renewed = self._renewed(here.credentials, used, call, error)
                 return renewed.request(method, call, take, parameters)
         except _FOREIGN as error:
             raise translate(error, operation=call.operation, key=call.key, mutates=call.mutates) from error
 
     def _connected(self, deadline: Deadline) -> _Here:
-        pid = os.getpid()
         here = self._here
-        if here is None or here.pid != pid:
-            # A lock of this process: one that the parent held while it forked would never be free here.
-            with self._connecting.setdefault(pid, threading.Lock()):
+        if here is None or not here.is_usable:
+            with self._lock():
                 here = self._here
-                if here is None or here.pid != pid:
-                    here = self._here = self._anew(deadline)
+                if here is None or not here.is_usable:
+                    here = self._here = in_time(_FINDING, lambda: _Here(Credentials(self._environment)), deadline)
         return here
 
-    def _renewed(self, here: _Here, deadline: Deadline) -> _Here:
-        """With the credentials that the environment, files and services give now; `here` if they are the same."""
-        with self._connecting.setdefault(os.getpid(), threading.Lock()):
-            if self._here is not here and self._here is not None:
-                return self._here
-            anew = self._anew(deadline)
-            if anew.keys() == here.keys():
-                return here
-            self._here = anew
-            return anew
+    def _renewed(self, refused: Credentials, used: Any, call: Call, refusal: ClientError) -> _Here:
+        """With other credentials than were used, as the environment, files and services give them now.
 
-    def _anew(self, deadline: Deadline) -> _Here:
-        # Services that give credentials are asked without a deadline of ours.
-        return in_time("to find credentials", lambda: _Here(self._environment), deadline)
+        A service may go on for a while giving those that have ended: it is asked a few times.
+
+        Raises:
+            ClientError: there are no others, which is the refusal itself.
+            NoCredentials: a service gives no others.
+        """
+        for pause_s in (0.0, *PAUSES_S) if refused.are_lent else (0.0,):
+            if call.halt.is_set or pause_s > call.deadline.seconds_left:
+                break
+            call.halt.sleep(pause_s)
+            with self._lock():
+                here = self._with_others(used, call.deadline)
+            if here is not None:
+                return here
+        if refused.are_lent:
+            raise stale_credentials(refusal, refused.source, operation=call.operation, key=call.key) from refusal
+        raise refusal
+
+    def _with_others(self, used: Any, deadline: Deadline) -> _Here | None:
+        here = self._here
+        if here is not None and here.is_usable and here.credentials.now != used:
+            return here  # another thread found them
+        try:
+            found = in_time(_FINDING, lambda: Credentials(self._environment), deadline)
+        except (BotoCoreError, LateError):
+            return None  # whoever gives them may answer when asked again; the refusal is what to tell
+        if found.now in (None, used):
+            return None
+        self._here = _Here(found)
+        return self._here
+
+    def _lock(self) -> threading.Lock:
+        # A lock of this process: one that the parent held while it forked would never be free here.
+        return self._connecting.setdefault(os.getpid(), threading.Lock())
 
 
 _SHARED: weakref.WeakValueDictionary[tuple[tuple[str, str], ...], Client] = weakref.WeakValueDictionary()
@@ -177,10 +202,10 @@ _SHARED: weakref.WeakValueDictionary[tuple[tuple[str, str], ...], Client] = weak
 class _Here:
     """What one process has of the client: nothing in it survives a fork."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, credentials: Credentials) -> None:
         self.pid = os.getpid()
-        session = Session(environment)
-        self._credentials = session.get_credentials()
+        self.credentials = credentials
+        session = credentials.session
         self._botocore = session.create_client("s3", region_name=session.region, config=_CONFIG)
         self._botocore.meta.events.register("before-send.s3", self._answer)
         trusted = session.get_config_variable("ca_bundle") or get_cert_path(True)
@@ -188,14 +213,14 @@ class _Here:
         self._asked = threading.local()
         weakref.finalize(self, self.pool.close)
 
-    def keys(self) -> object:
-        """The credentials as they are now."""
-        return self._credentials and self._credentials.get_frozen_credentials()
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is this process's, and can sign: where no credentials were found there may be some now."""
+        return self.pid == os.getpid() and self.credentials.now is not None
 
     def request(self, method: str, call: Call, take: Take | None, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """One request; `take` reads the body of a GET's good answer."""
-        if getattr(self._credentials, "refresh_needed", bool)():
-            in_time("to renew credentials", self.keys, call.deadline)
+        self.credentials.keep(call.deadline)
         self._asked.now = call, take
         try:
             answer: dict[str, Any] = getattr(self._botocore, method)(**parameters)

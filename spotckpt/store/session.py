@@ -36,6 +36,10 @@ class Session(BotocoreSession):  # type: ignore[misc]
         region: str | None = self.get_config_variable("region")
         return region or self._environment.get("AWS_REGION")
 
+    def use(self, credentials: Any) -> None:
+        """Signs with these from now on."""
+        self._credentials = credentials
+
     def _register_data_loader(self) -> None:
         # The description of S3 is a megabyte of JSON: read once for all sessions.
         self._components.lazy_register_component("data_loader", lambda: _loader(self.get_config_variable("data_path")))
@@ -71,8 +75,9 @@ class Session(BotocoreSession):  # type: ignore[misc]
                     setattr(provider, attribute, self._environment)
             if hasattr(provider, "_CONFIG_TO_ENV_VAR"):
                 provider._get_env_config = self._web_identity
-        if self._environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
-            resolver.remove("iam-role")
+        role = resolver.get_provider("iam-role")
+        # it has looked at the process's own environment, which may be an agent's that was told not to ask
+        role._role_fetcher._disabled = self._environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true"
         return resolver
 
     def _web_identity(self, setting: str) -> str | None:

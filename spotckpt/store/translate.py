@@ -5,11 +5,14 @@ What matters most is the difference between *failed* and *unknown*: a write whos
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
+from botocore.utils import parse_timestamp
 
+from spotckpt.deadline import SYSTEM_CLOCK
 from spotckpt.errors import (
     AlreadyExists,
     BucketMissing,
@@ -27,7 +30,8 @@ from spotckpt.store.wire import CertificateRefused, WireError
 
 CREDENTIALS_HINT = (
     "tried, in this order: the environment (AWS_ACCESS_KEY_ID), the profile's role, web identity, SSO and "
-    "credentials file (~/.aws), the container's role, the instance's role; give one of them"
+    "credentials file (~/.aws), the container's role, the instance's role (from a container only where the instance's "
+    "metadata hop limit is 2); give one of them"
 )
 _ACTIONS = {
     "PutObject": "s3:PutObject",
@@ -66,7 +70,7 @@ _BY_CODE: dict[str, _Verdict] = {
     "NoSuchBucket": (BucketMissing, "create the bucket, or correct its name or the endpoint"),
     "NoSuchKey": (NotFound, ""),
     "PreconditionFailed": _THERE,
-    "RequestTimeTooSkewed": (StoreError, "set this machine's clock"),
+    "RequestTimeTooSkewed": (StoreError, "set this machine's clock (timedatectl set-ntp true)"),
     **dict.fromkeys((*EXPIRED, "SignatureDoesNotMatch"), _INVALID),
     **dict.fromkeys(
         ("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"),
@@ -111,6 +115,14 @@ def translate(error: Exception, *, operation: str, key: str, mutates: bool) -> S
     return kind(operation, key, one_line(error), hint=hint)
 
 
+def stale_credentials(refusal: boto.ClientError, source: str, *, operation: str, key: str) -> NoCredentials:
+    """The error for a service that gives credentials, which S3 refuses, again and again."""
+    cause = _answered(refusal, operation, key, mutates=False).cause
+    return NoCredentials(
+        operation, key, f"{cause}; {source} gives no others", hint="check the role, and the service that gives its keys"
+    )
+
+
 def _unanswered(error: Exception, mutates: bool) -> _Verdict:
     if isinstance(error, _NO_CREDENTIALS):
         return NoCredentials, CREDENTIALS_HINT
@@ -136,13 +148,36 @@ def _answered(error: boto.ClientError, operation: str, key: str, mutates: bool) 
         return Replaced(operation, key, "the object was replaced while it was read")
     if kind is Denied:
         hint = f"allow {_ACTIONS.get(error.operation_name, 'the action')} for these credentials"
+    if code.startswith("KMS.") or "KMS" in message or "kms:" in message:
+        kind, hint = _of_encryption(kind, code, headers)
     if code == "RequestTimeTooSkewed":
-        cause += f" (the store's time is {headers.get('date', 'unknown')})"
+        cause += f"; {_offset(said, headers)}"
     if hint == _REGION[1]:
         region = said.get("Region") or headers.get("x-amz-bucket-region") or ""
         cause += f"; the bucket is in region {region or 'unknown'}"
         hint = f"set AWS_DEFAULT_REGION={region}" if region else hint
     return kind(operation, key, cause, hint=hint)
+
+
+def _of_encryption(kind: type[StoreError], code: str, headers: Mapping[str, str]) -> _Verdict:
+    """What S3 says of the key that encrypts the bucket: its message mostly names the key, a header does if set."""
+    named = headers.get("x-amz-server-side-encryption-aws-kms-key-id", "")
+    key = f"the bucket's KMS key {named}".rstrip()
+    if "Throttling" in code or kind is Unavailable:
+        return Unavailable, f"{key} is asked too often: raise its quota or use an S3 Bucket Key"
+    if kind is Denied:
+        return Denied, f"allow kms:GenerateDataKey and kms:Decrypt on {key} for these credentials"
+    return StoreError, f"enable {key}, or encrypt the bucket with another"
+
+
+def _offset(said: Mapping[str, str], headers: Mapping[str, str]) -> str:
+    """How far this machine's clock is from the store's."""
+    theirs = said.get("ServerTime") or headers.get("date", "")
+    try:
+        offset_s = SYSTEM_CLOCK.wall() - parse_timestamp(theirs).timestamp()
+    except (ValueError, OverflowError):
+        return "the store does not say its time"
+    return f"this machine's clock is {abs(offset_s):.0f} s {'ahead of' if offset_s > 0 else 'behind'} the store's"
 
 
 def _otherwise(status: int, operation: str, mutates: bool) -> _Verdict:

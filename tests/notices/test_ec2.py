@@ -239,6 +239,7 @@ def test_trouble_on_one_path_does_not_slow_the_look_at_the_others(imds: Imds, st
     assert next_delay_s(poll.state, failures=9, interval_s=5.0) == 5.0
 
 
+@pytest.mark.fault(74)
 def test_a_token_that_never_comes_is_explained_by_the_hop_limit(imds: Imds) -> None:
     imds.silent = {TOKEN_PATH}
     poll = _source(imds).poll()

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
 from itertools import count
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
@@ -30,6 +31,7 @@ from spotckpt.errors import (
 from spotckpt.store.base import MIB, Store
 from spotckpt.store.conditions import require_conditions
 from spotckpt.store.open import open_store
+from spotckpt.store.retry import Retrying
 from spotckpt.store.s3 import S3Store
 from tests.store.ranges import read_ranges
 from tests.support.proxy import Proxy, answer, cut_reply, cut_request, drop_reply, flip_byte, reset, stall, strip_header
@@ -60,6 +62,10 @@ def s3_at(url: str, *, call_timeout_s: float = 10.0, **environment: str) -> S3St
         **environment,
     }
     return S3Store("s3://bucket/run", environment=given, call_timeout_s=call_timeout_s)
+
+
+def open_store_at(url: str) -> Store:
+    return Retrying(s3_at(url))
 
 
 def error_body(code: str, **more: str) -> bytes:
@@ -344,6 +350,69 @@ def test_the_wrong_region_is_named(status, body):
         s3_at(server.url).create("run.json", b"")
 
 
+KMS_KEY = "arn:aws:kms:us-east-1:111122223333:key/0d59937288b7"
+
+
+def refusing(code: str, message: str, status: int = 400, **headers: str) -> ScriptedServer:
+    def script(request: Request) -> Reply:
+        request.body()
+        return Reply(status, error_body(code, Message=message), headers)
+
+    return ScriptedServer(script)
+
+
+@pytest.mark.fault(42)
+@pytest.mark.parametrize(
+    ("status", "code", "message", "kind", "remedy"),
+    [
+        (400, "KMS.DisabledException", f"{KMS_KEY} is disabled.", StoreError, "enable the bucket's KMS key"),
+        (400, "KMS.KMSInvalidStateException", f"{KMS_KEY} is pending deletion.", StoreError, "encrypt the bucket with"),
+        (
+            403,
+            "AccessDenied",
+            f"User: role/trainer is not authorized to perform: kms:GenerateDataKey on resource: {KMS_KEY}",
+            Denied,
+            "allow kms:GenerateDataKey and kms:Decrypt",
+        ),
+    ],
+)
+def test_a_key_that_cannot_encrypt_is_named(status, code, message, kind, remedy):
+    with refusing(code, message, status) as server:
+        with pytest.raises(StoreError, match=rf"run/snapshots/one\.json.*{KMS_KEY}.*{remedy}") as caught:
+            open_store_at(server.url).put("snapshots/one.json", [b"data"])
+        assert type(caught.value) is kind
+        assert len(server.requests) == 1, "another try would not help"
+
+
+@pytest.mark.fault(42)
+def test_a_throttled_key_is_asked_again_and_named():
+    message = "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls."
+    headers = {"x-amz-server-side-encryption-aws-kms-key-id": KMS_KEY}
+    with refusing("ThrottlingException", message, **headers) as server:
+        with pytest.raises(Unavailable, match=rf"run/snapshots/one\.json.*{KMS_KEY} is asked too often"):
+            open_store_at(server.url).put("snapshots/one.json", [b"data"], deadline=Deadline.after(2.0))
+        assert len(server.requests) > 1
+
+
+@pytest.mark.fault(54)
+@pytest.mark.parametrize(("offset_s", "told"), [(3600, "3(600|599|598) s behind"), (-3600, "360[012] s ahead of")])
+@pytest.mark.parametrize("in_body", [True, False])
+def test_a_clock_that_is_off_is_told_with_the_offset(offset_s, told, in_body):
+    theirs = time.time() + offset_s
+    said = {"ServerTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(theirs))} if in_body else {}
+
+    def script(request: Request) -> Reply:
+        request.body()
+        body = error_body("RequestTimeTooSkewed", Message="The difference between the request time and ...", **said)
+        return Reply(403, body, {} if in_body else {"Date": formatdate(theirs, usegmt=True)})
+
+    with (
+        ScriptedServer(script) as server,
+        pytest.raises(StoreError, match=rf"run/run\.json.*clock is ({told}) the store's.*set this machine's clock"),
+    ):
+        s3_at(server.url).create("run.json", b"")
+
+
 @pytest.mark.fault(41)
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "delete"])
 def test_a_bucket_that_is_not_there_is_not_an_empty_one(verb, s3_env):
@@ -553,6 +622,7 @@ def test_a_missing_object_is_missing_also_through_a_proxy(s3_env):
 LIFE = """
 import os, sys
 from spotckpt.store.open import open_store
+from spotckpt.store.retry import Retrying
 store = open_store(sys.argv[1])
 store.put("a", [b"parent"])
 {body}

@@ -20,11 +20,18 @@ SPOT_PATH = "/latest/meta-data/spot/instance-action"
 REBALANCE_PATH = "/latest/meta-data/events/recommendations/rebalance"
 SCHEDULED_PATH = "/latest/meta-data/events/maintenance/scheduled"
 LIFECYCLE_PATH = "/latest/meta-data/autoscaling/target-lifecycle-state"
+ROLE_PATH = "/latest/meta-data/iam/security-credentials/"
 INSTANCE_PATH = "/latest/meta-data/instance-id"
 
 
 def iso(wall: float) -> str:
     return datetime.fromtimestamp(wall, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def lent_keys(key: str, *, for_s: float = 21600.0) -> str:
+    """A role's credentials, as the metadata services of instances and containers give them."""
+    keys = {"AccessKeyId": key, "SecretAccessKey": "s", "Token": f"token-{key}"}
+    return json.dumps({"Code": "Success", "Type": "AWS-HMAC", **keys, "Expiration": iso(time.time() + for_s)})
 
 
 class Imds:
@@ -70,6 +77,11 @@ class Imds:
 
     def rebalance(self, *, at: float = 0.0) -> None:
         self.answers[REBALANCE_PATH] = (200, json.dumps({"noticeTime": iso(self.wall() + at)}))
+
+    def lend(self, key: str, *, for_s: float = 21600.0) -> None:
+        """Gives the instance's role these credentials from now on."""
+        self.answers[ROLE_PATH] = (200, "trainer")
+        self.answers[f"{ROLE_PATH}trainer"] = (200, lent_keys(key, for_s=for_s))
 
     def clear(self) -> None:
         for path in (SPOT_PATH, REBALANCE_PATH, SCHEDULED_PATH, LIFECYCLE_PATH):

@@ -123,9 +123,11 @@ class _Rule:
     path: re.Pattern[str]
     action: Action
     turns: float
+    when: Callable[[Seen], bool]
 
     def matches(self, seen: Seen) -> bool:
-        return self.turns > 0 and self.method in ("*", seen.method) and self.path.search(seen.path) is not None
+        fits = self.method in ("*", seen.method) and self.path.search(seen.path) is not None
+        return self.turns > 0 and fits and self.when(seen)
 
 
 class Proxy:
@@ -158,10 +160,22 @@ class Proxy:
         """`http://127.0.0.1:PORT`, or https."""
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
-    def on(self, method: str, path: str, action: Action, *, times: float = 1) -> None:
-        """From now on, `times` requests of that method (or `*`) whose path and query match get that action."""
+    def on(
+        self,
+        method: str,
+        path: str,
+        action: Action,
+        *,
+        times: float = 1,
+        when: Callable[[Seen], bool] = lambda seen: True,
+    ) -> None:
+        """From now on, `times` requests of that method (or `*`) whose path and query match get that action.
+
+        Args:
+            when: a further condition, asked last, in the proxy's thread.
+        """
         with self._lock:
-            self._rules.append(_Rule(method, re.compile(path), action, times))
+            self._rules.append(_Rule(method, re.compile(path), action, times, when))
 
     def clear(self) -> None:
         """Forgets the rules."""
@@ -196,6 +210,7 @@ class Proxy:
     async def _end(self) -> None:
         assert self._server is not None
         self._server.close()
+        await asyncio.sleep(0)  # a task that is cancelled before its first step would not close what it was given
         # asyncio's own tasks as well, which make a connection of what was just accepted
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
