@@ -7,6 +7,7 @@ be: on a plain socket the kernel sends or receives the whole of a large buffer, 
 
 from __future__ import annotations
 
+import base64
 import functools
 import io
 import socket
@@ -15,9 +16,10 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from http.client import HTTPResponse
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from spotckpt.deadline import Deadline
 from spotckpt.store.bounded import in_time
@@ -68,6 +70,7 @@ class Connection:
     Attributes:
         origin: the server.
         through_proxy: requests must name their server, as a proxy reads them.
+        proxy_headers: what a proxy wants to know of who asks it.
         has_sent: the request under way, or some of it, may have reached the server.
         used_at: when it was last given back, on the deadline's clock.
     """
@@ -75,6 +78,7 @@ class Connection:
     def __init__(self, origin: Origin) -> None:
         self.origin = origin
         self.through_proxy = False
+        self.proxy_headers: dict[str, str] = {}
         self.has_sent = False
         self.used_at = 0.0
         self._socket: socket.socket | None = None
@@ -104,6 +108,7 @@ class Connection:
         if proxy is not None:
             url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
             host, port = url.hostname or "", url.port or 80
+            self.proxy_headers = _credentials(url)
         self._socket = _connected(host, port, limits)
         self._lines = _Plain(self._socket)
         self.through_proxy = proxy is not None and tls is None
@@ -133,6 +138,11 @@ class Connection:
         response.begin()
         return response
 
+    def require_passed(self, response: HTTPResponse) -> None:
+        """Raises ConnectionError if the answer is not the server's but a proxy's, who wants to know who asks."""
+        if self.through_proxy and response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            raise _refused(response)
+
     def interrupt(self) -> None:
         """Ends whatever waits for it."""
         found = self._socket
@@ -152,10 +162,12 @@ class Connection:
     def _tunnel(self, limits: Limits) -> None:
         assert self._lines is not None
         place = f"{self.origin[1]}:{self.origin[2]}"
-        self._lines.send(memoryview(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n".encode("latin-1")), limits)
+        headers = {"Host": place, **self.proxy_headers}
+        lines = [f"CONNECT {place} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        self._lines.send(memoryview(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")), limits)
         answer = self.answer("CONNECT", limits)
         if answer.status != 200:
-            raise ConnectionError(f"the proxy answered {answer.status} {answer.reason}")
+            raise _refused(answer)
 
 
 class _Plain:
@@ -266,6 +278,17 @@ def _paced(piece: memoryview, pace: Callable[[int], None] | None) -> Iterator[me
         part = piece[start : start + _PACED_BYTES]
         pace(len(part))
         yield part
+
+
+def _refused(answer: HTTPResponse) -> ConnectionError:
+    return ConnectionError(f"the proxy answered {answer.status} {answer.reason}")
+
+
+def _credentials(proxy: SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
 
 
 def _connected(host: str, port: int, limits: Limits) -> socket.socket:

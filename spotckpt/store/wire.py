@@ -97,12 +97,13 @@ class Pool:
             tls = self._tls() if url.scheme == "https" else None
             connection.open(limits, proxy=self._proxy_of(request.url), tls=tls)
         try:
-            connection.send(_head(request, url, whole=connection.through_proxy), request.body, limits)
+            connection.send(_head(request, url, connection), request.body, limits)
         except (BrokenPipeError, ConnectionResetError):
             # Who refuses a request early says so and closes: what it said may have arrived.
             response = connection.answer(request.method, limits)
         else:
             response = connection.answer(request.method, limits)
+        connection.require_passed(response)
         take(response)
         return response
 
@@ -158,13 +159,16 @@ def read_small(response: HTTPResponse) -> bytes:
     return body
 
 
-def _head(request: Outgoing, url: SplitResult, *, whole: bool) -> bytes:
+def _head(request: Outgoing, url: SplitResult, connection: Connection) -> bytes:
     path = (url.path or "/") + (f"?{url.query}" if url.query else "")
     host = url.netloc.rpartition("@")[2]
     if (url.scheme, url.port) in (("http", 80), ("https", 443)):
         host = host.rpartition(":")[0]
     headers = {"Host": host, "Accept-Encoding": "identity", **request.headers}
-    target = f"{url.scheme}://{url.netloc}{path}" if whole else path
+    target = path
+    if connection.through_proxy:
+        headers |= connection.proxy_headers
+        target = f"{url.scheme}://{url.netloc}{path}"
     lines = [f"{request.method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     assert not any("\n" in line or "\r" in line for line in lines)
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
