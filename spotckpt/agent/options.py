@@ -25,7 +25,8 @@ class AgentOptions:
         metadata_endpoint: the EC2 metadata service; empty is the real one.
         poll_interval_s: between two looks for a notice.
         idle_exit_s: see `private`.
-        stop_grace_s: after SIGTERM, how long trainers and uploads may take.
+        stop_grace_s: after SIGTERM, how long trainers and uploads may take; where a service manager grants more, that
+            long without an upload advancing.
         slots: how many snapshots of a run may lie in the spool.
         reserve_bytes: memory that staging leaves free.
     """

@@ -7,6 +7,7 @@ is done by the runs' and connections' own threads.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -25,6 +26,7 @@ from spotckpt.agent.agent import Agent
 from spotckpt.agent.options import ALREADY_RUNNING, AgentOptions
 from spotckpt.agent.processes import Process
 from spotckpt.agent.spool import Spool
+from spotckpt.agent.systemd import ServiceManager, advance, status_line
 from spotckpt.deadline import SYSTEM_CLOCK, Deadline
 from spotckpt.errors import SpotckptError
 from spotckpt.notices.ec2 import Ec2Metadata, Poll, choose_endpoint
@@ -36,6 +38,8 @@ _LOG = logging.getLogger(__name__)
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK_S = 1.0
 _LONG_LOOK_S = 30.0
+_SHOW_S = 5.0
+_STOP_MARGIN_S = 10.0
 _POKE = b"\0"
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 """The table of a large state is tens of thousands of tuples in no cycle: looking for one doubles their cost."""
@@ -130,8 +134,12 @@ class _Service:
     _watched: dict[int, Process] = field(default_factory=dict)
     _stop_by: Deadline | None = None
     _stopped_twice: bool = False
+    _advance: object = None
 
     def serve(self) -> int:
+        faulthandler.enable()  # a watchdog's SIGABRT tells where every thread was
+        # a private agent has the environment of its trainer, whose manager does not wait for the agent's word
+        self._manager = ServiceManager({} if self.options.private else os.environ)
         self._idle = Deadline.after(self.options.idle_exit_s)
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -150,6 +158,7 @@ class _Service:
         self.agent.adopt()
         watcher = self._start_watcher()
         _LOG.info("agent %d serves %s, spool %s", os.getpid(), self.entry.socket_file, self.options.spool_dir)
+        self._manager.tell(READY=1)
         try:
             self._loop()
         finally:
@@ -196,6 +205,7 @@ class _Service:
         while not self._is_over():
             try:
                 self._turn()
+                self._report()
             except Exception:  # noqa: BLE001  the edge: a fault in one turn must not end the agent
                 _LOG.exception("a fault in the agent's loop")
                 SYSTEM_CLOCK.sleep(_LOOK_S)
@@ -212,6 +222,8 @@ class _Service:
         """How long nothing need be looked at. Whatever happens wakes the loop; only time itself does not."""
         if self._stop_by is not None:
             return _LOOK_S
+        if self._manager.listens:
+            return min(_SHOW_S if self.agent.has_runs else _LONG_LOOK_S, self._manager.patience_s)
         return min(_LONG_LOOK_S, self._idle.seconds_left) if self.options.private else _LONG_LOOK_S
 
     def _is_over(self) -> bool:
@@ -229,6 +241,18 @@ class _Service:
                 self._ended(key.fd)
         while not self._to_watch.empty():
             self._register(self._to_watch.get())
+
+    def _report(self) -> None:
+        """Tells the service manager. Only a turn without a fault does: what it hears proves that the loop works."""
+        if not self._manager.listens:
+            return
+        self._manager.beat()
+        standing = self.agent.status()
+        self._manager.show(status_line(standing))
+        if self._stop_by is not None and advance(standing) != self._advance:
+            self._advance = advance(standing)
+            self._stop_by = Deadline.after(self.options.stop_grace_s)
+            self._manager.extend_stop(self.options.stop_grace_s + _STOP_MARGIN_S)
 
     def _accept(self) -> None:
         try:
@@ -252,6 +276,7 @@ class _Service:
             return
         self._stop_by = Deadline.after(self.options.stop_grace_s)
         _LOG.info("%s: finishing within %g s", name, self.options.stop_grace_s)
+        self._manager.tell(STOPPING=1)
         if self.agent.has_runs:
             notice = Notice("signal", "terminate", self._stop_by.at, f"signal:{os.getpid()}", name)
             self.agent.board.see("signal", [notice])

@@ -14,13 +14,14 @@ from spotckpt.agent.client import Client, OnEvent
 from spotckpt.agent.options import ALREADY_RUNNING
 from spotckpt.config import Settings
 from spotckpt.deadline import Deadline
-from spotckpt.errors import AgentError
+from spotckpt.errors import AgentError, SettingError
 
 _LOG_LIMIT_BYTES = 10 << 20
+_PAUSE_S = 0.1
 
 
 def ensure_agent(settings: Settings | None = None, *, on_event: OnEvent | None = None, timeout: float = 30.0) -> Client:
-    """Connects to this user's agent; if none answers, starts a private one.
+    """Connects to this user's agent; if none answers, starts a private one, or with SPOTCKPT_AGENT=service waits.
 
     It goes on when this process is killed, finishes what is sealed, and ends by itself when idle. Any number of
     processes may do this at once: one agent wins the lock and all get a connection to it.
@@ -44,8 +45,24 @@ def ensure_agent(settings: Settings | None = None, *, on_event: OnEvent | None =
             except AgentError as error:
                 failure = failure or error
         if deadline.passed:
-            raise AgentError(f"no agent within {timeout:g} s: {failure}", hint=f"see {runtime / paths.LOG_NAME}")
-        _start(runtime, spool, (settings or Settings()).metadata_endpoint, deadline)
+            raise AgentError(f"no agent within {timeout:g} s: {failure}", hint=_where_to_look(runtime))
+        if _is_service():
+            time.sleep(_PAUSE_S)
+        else:
+            _start(runtime, spool, (settings or Settings()).metadata_endpoint, deadline)
+
+
+def _is_service() -> bool:
+    """Whether a supervisor keeps the agent: one started here meanwhile would hold the spool against the service's."""
+    chosen = os.environ.get("SPOTCKPT_AGENT", "")
+    if chosen not in ("", "service"):
+        raise SettingError(f"SPOTCKPT_AGENT={chosen!r} is not known", hint="it is 'service', or not set")
+    return bool(chosen)
+
+
+def _where_to_look(runtime: Path) -> str:
+    log = runtime / paths.LOG_NAME
+    return "SPOTCKPT_AGENT=service: systemctl status spotckpt-agent" if _is_service() else f"see {log}"
 
 
 def sockets(runtime: Path, spool: Path) -> list[Path]:

@@ -180,9 +180,9 @@ class Uploads:
         return False
 
     def _save(self, slot: SpoolSlot, seal: Seal) -> None:
-        began = self._clock.now()
+        began, store = self._clock.now(), self.store
         try:
-            if is_superseded(self.store, self._token.attempt):  # before the bytes: commit would tell only after them
+            if is_superseded(store, self._token.attempt):  # before the bytes: commit would tell only after them
                 self._overtaken()
             self.sender.send(slot, seal)
             self._committed(slot, seal.id, began)
@@ -194,7 +194,8 @@ class Uploads:
             with self.changed:
                 slot.free()
         except SpotckptError as error:
-            self._failed(error)
+            if self.store is store:  # else a trainer has come back with credentials: what was tried without is no news
+                self._failed(error)
         finally:
             with self.changed:
                 slot.leased = self.sending = False
