@@ -30,10 +30,13 @@
     ├── Interrupted                    75   the machine goes; EX_TEMPFAIL: run again
     └── Superseded                     76   another attempt owns the run
 
-An error says what is affected, why, and what to do; `hint` is the last of these.
+An error says what is affected, why, and what to do; `hint` is the last of these. Passwords and signatures in addresses
+are not shown.
 """
 
 from __future__ import annotations
+
+from spotckpt.redact import redacted
 
 
 class SpotckptError(Exception):
@@ -47,8 +50,8 @@ class SpotckptError(Exception):
     exit_status = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = redacted(message)
+        super().__init__(self.message)
         self.hint = hint
 
     def __str__(self) -> str:
@@ -100,8 +103,8 @@ class StoreError(SpotckptError):
     def __init__(self, operation: str, key: str, cause: str, *, hint: str = "") -> None:
         super().__init__(f"{operation} {key}: {cause}", hint=hint)
         self.operation = operation
-        self.key = key
-        self.cause = cause
+        self.key = redacted(key)
+        self.cause = redacted(cause)
 
 
 class NotFound(StoreError):
@@ -218,8 +221,8 @@ class StopTraining(BaseException):
     exit_status = 70
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = redacted(message)
+        super().__init__(self.message)
 
 
 class Interrupted(StopTraining):

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "spotckpt"
 FLOORS = [
+    {"redact"},
     {"errors", "deadline"},
     {"config", "address"},
     {"store"},
@@ -20,7 +21,7 @@ FLOORS = [
     {"cli", "demo", "__main__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-WITHOUT_TORCH = {"errors", "deadline", "config", "address", "store", "snapshot", "notices", "agent", "cli", "__main__"}
+WITHOUT_TORCH = {name for rooms in FLOORS[:6] for name in rooms} | {"cli", "__main__"}
 SAME_FLOOR_ALLOWED = {("config", "address"), ("cli", "demo"), ("__main__", "cli")}
 
 

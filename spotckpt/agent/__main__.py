@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from spotckpt.agent import paths, service
+from spotckpt.agent.log import LOG_FORMATS, log_to_stderr
 from spotckpt.agent.options import AgentOptions
 from spotckpt.errors import SpotckptError
 
@@ -26,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stop-grace", type=float, default=90.0, help="seconds to finish after SIGTERM")
     parser.add_argument("--slots", type=int, default=3, help="snapshots of a run in the spool at once")
     parser.add_argument("--reserve-mb", type=float, default=512.0, help="memory that staging leaves free")
+    parser.add_argument("--log-format", choices=LOG_FORMATS, default="key=value", help="how a line is written")
     parser.add_argument("--verbose", action="store_true", help="log more")
     return parser
 
@@ -33,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and serves; returns the exit status."""
     given = _parser().parse_args(arguments)
-    service.log_to_stderr(verbose=given.verbose)
+    log_to_stderr(given.log_format, verbose=given.verbose)
     try:
         options = AgentOptions(
             private=given.private,
@@ -47,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             stop_grace_s=given.stop_grace,
             slots=given.slots,
             reserve_bytes=int(given.reserve_mb * (1 << 20)),
+            log_format=given.log_format,
         )
         return service.run(options)
     except SpotckptError as error:

@@ -12,6 +12,7 @@ from spotckpt.agent import protocol
 from spotckpt.agent.board import Board
 from spotckpt.agent.connection import Connection
 from spotckpt.agent.fields import count_of, seconds_of, text_of, texts_of
+from spotckpt.agent.log import about, fields
 from spotckpt.agent.opening import Request, open_run, parse_environment
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.processes import Process, boot_id, pid_namespace
@@ -91,12 +92,13 @@ class Agent:
             here = token.boot_id == boot_id()
             if here and token.pid_namespace != pid_namespace():
                 trainer = None
-            _LOG.info("attempt %d of %s is taken over from an agent that ended", token.attempt, token.uri)
-            try:
-                run = self._add(spool, trainer, None, self._holder_of(token, trainer), adopted=True)
-            except SpotckptError as error:
-                _LOG.error("attempt %d of %s cannot be taken over: %s", token.attempt, token.uri, error)
-                continue
+            with about(run=token.uri, attempt=token.attempt):
+                _LOG.info("attempt %d of %s is taken over from an agent that ended", token.attempt, token.uri)
+                try:
+                    run = self._add(spool, trainer, None, self._holder_of(token, trainer), adopted=True)
+                except SpotckptError as error:
+                    _LOG.error("attempt %d of %s cannot be taken over: %s", token.attempt, token.uri, error)
+                    continue
             if trainer is not None and not (here and trainer.alive):
                 run.leave()
 
@@ -117,7 +119,8 @@ class Agent:
             connection.hang_up()  # its forked workers may still hold the other end
         for run in runs:
             if not run.left:
-                _LOG.warning("attempt %d of %s: its trainer %d is gone", run.token.attempt, run.uri, process.pid)
+                of_run = fields(run=run.uri, attempt=run.token.attempt)
+                _LOG.warning("%s: its trainer %d is gone", run.uploads.name, process.pid, extra=of_run)
             run.leave()
 
     @property

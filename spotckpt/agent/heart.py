@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from spotckpt.agent.log import about
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.errors import SpotckptError
 from spotckpt.snapshot.attempts import is_superseded, write_heartbeat
@@ -74,12 +75,13 @@ class Heart:
         return self._write(released=True)
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self.beat()
-            except Exception:  # noqa: BLE001  the top of a thread: an attempt without a heart would look dead
-                _LOG.exception("a heartbeat of attempt %d failed", self._attempt)
-            self._stopping.wait(self._interval_s)
+        with about(run=self._store().uri, attempt=self._attempt):
+            while not self._stopping.is_set():
+                try:
+                    self.beat()
+                except Exception:  # noqa: BLE001  the top of a thread: an attempt without a heart would look dead
+                    _LOG.exception("a heartbeat of attempt %d failed", self._attempt)
+                self._stopping.wait(self._interval_s)
 
     def _write(self, *, released: bool) -> bool:
         deadline = Deadline.after(max(5.0, 2 * self._interval_s), self._clock)

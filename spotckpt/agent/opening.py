@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from spotckpt.address import Selector
+from spotckpt.agent.log import fields
 from spotckpt.agent.processes import Process
 from spotckpt.agent.run import Run
 from spotckpt.agent.spool import Token
@@ -66,7 +67,7 @@ class Request:
     uri: str
     selector: str
     settings: Settings
-    environment: Mapping[str, str] | None
+    environment: Mapping[str, str] | None = field(repr=False)
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -218,7 +219,10 @@ class _Porch:
             arguments=request.arguments,
             may_claim=may_claim,
         )
-        _LOG.info("attempt %d of %s is claimed for process %d", claim.attempt, request.uri, self.trainer.pid)
+        of_run = fields(run=request.uri, attempt=claim.attempt)
+        _LOG.info(
+            "attempt %d of %s is claimed for process %d", claim.attempt, request.uri, self.trainer.pid, extra=of_run
+        )
         return self.house.add_run(self.token(claim, record, holder), self.trainer, request.environment, holder)
 
     def token(self, claim: Claim, record: RunRecord, holder: Holder) -> Token:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spotckpt.agent import paths
+from spotckpt.agent.log import LOG_FORMATS, LogFormat
 from spotckpt.errors import SettingError
 
 ALREADY_RUNNING = 45
@@ -29,6 +30,7 @@ class AgentOptions:
             long without an upload advancing.
         slots: how many snapshots of a run may lie in the spool.
         reserve_bytes: memory that staging leaves free.
+        log_format: how the lines of the log are written.
     """
 
     private: bool = False
@@ -42,11 +44,14 @@ class AgentOptions:
     stop_grace_s: float = 90.0
     slots: int = 3
     reserve_bytes: int = 512 << 20
+    log_format: LogFormat = "key=value"
 
     def __post_init__(self) -> None:
         for name in ("poll_interval_s", "idle_exit_s", "stop_grace_s"):
             if not 0 < getattr(self, name) < 86400:
                 raise SettingError(f"{name}={getattr(self, name)!r} is not between 0 s and a day", hint="give seconds")
+        if self.log_format not in LOG_FORMATS:
+            raise SettingError(f"log_format={self.log_format!r} is not known", hint=f"one of {', '.join(LOG_FORMATS)}")
         if self.slots < 1:
             raise SettingError(f"slots={self.slots} is less than one", hint="give 1 to 3")
         for name in ("runtime_dir", "spool_dir", "disk_dir"):

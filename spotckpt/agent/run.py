@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from spotckpt.agent.answering import Answers
 from spotckpt.agent.draining import drain
+from spotckpt.agent.log import about
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.planner import Decision
 from spotckpt.agent.processes import Process
@@ -16,6 +17,7 @@ from spotckpt.agent.uploading import Uploads
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.errors import AgentError, SpoolError
 from spotckpt.notices.notice import Notice
+from spotckpt.redact import redacted
 from spotckpt.snapshot.attempts import write_base
 from spotckpt.snapshot.records import Base, Holder
 from spotckpt.store.base import Store
@@ -136,7 +138,8 @@ class Run:
         write_base(self.uploads.store, base)
         with self.uploads.changed:
             self.spool.update(based=True, parent=None if base.snapshot is None else str(base.snapshot))
-        _LOG.info("%s continues %s", self.uploads.name, base.snapshot or "nothing: a new run")
+        with about(run=self.uri, attempt=self.token.attempt):
+            _LOG.info("%s continues %s", self.uploads.name, base.snapshot or "nothing: a new run")
 
     def lend(self, size_bytes: int, *, step: int, wait_s: float) -> SpoolSlot | None:
         """A slot for the next snapshot, or None if there is none to be had and none becomes free for that long.
@@ -215,14 +218,15 @@ class Run:
 
     def answer(self, notice: Notice) -> Decision:
         """What this run's part in a notice is; what the agent has to do for it is begun."""
-        return self._answers.answer(notice)
+        with about(run=self.uri, attempt=self.token.attempt):
+            return self._answers.answer(notice)
 
     def status(self) -> Message:
         """For `spotckpt status`. Takes no lock, so it may be a moment old."""
         uploads, trainer = self.uploads, self.trainer
         transfer, failure = uploads.sender.transfer, uploads.backoff.failure or uploads.superseded
         return {
-            "uri": self.uri,
+            "uri": redacted(self.uri),
             "run_id": self.token.run_id,
             "attempt": self.token.attempt,
             "state": self._state(),

@@ -15,7 +15,6 @@ import queue
 import selectors
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -296,13 +295,3 @@ class _Service:
         self._selector.unregister(fd)
         os.close(fd)
         self.agent.process_gone(process)
-
-
-def log_to_stderr(*, verbose: bool) -> None:
-    """One line per transition, with the time."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("spotckpt")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    logger.propagate = False

@@ -213,7 +213,7 @@ class _Supervisor:
         options = self._orders.agent
         command = [sys.executable, "-m", "spotckpt.agent", "--private", f"--stop-grace={self._orders.inner_grace_s:g}"]
         command += [f"--runtime-dir={options.runtime_dir}", f"--spool-dir={options.spool_dir}"]
-        command += [f"--poll-interval={options.poll_interval_s:g}"]
+        command += [f"--poll-interval={options.poll_interval_s:g}", f"--log-format={options.log_format}"]
         if options.metadata_endpoint:
             command += [f"--metadata-endpoint={options.metadata_endpoint}"]
         # in a group of its own: what the terminal sends is for the command

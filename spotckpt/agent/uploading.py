@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from spotckpt.agent.heart import Heart
 from spotckpt.agent.lending import Lender
+from spotckpt.agent.log import about, fields
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.planner import overrun
 from spotckpt.agent.protocol import Message, error_fields
@@ -139,13 +140,17 @@ class Uploads:
             raise self.superseded
 
     def _work(self) -> None:
-        while not self.ended:
-            try:
-                self._turn()
-            except Exception as error:  # noqa: BLE001  the edge: a fault in one run must not end the agent
-                _LOG.exception("%s: a fault in the agent", self.name)
-                self._failed(AgentError(f"fault in the agent: {type(error).__name__}: {error}", hint="see its log"))
-        self._on_end()
+        with about(run=self._token.uri, attempt=self._token.attempt):
+            while not self.ended:
+                self._turn_at_the_edge()
+            self._on_end()
+
+    def _turn_at_the_edge(self) -> None:
+        try:
+            self._turn()
+        except Exception as error:  # noqa: BLE001  the edge: a fault in one run must not end the agent
+            _LOG.exception("%s: a fault in the agent", self.name)
+            self._failed(AgentError(f"fault in the agent: {type(error).__name__}: {error}", hint="see its log"))
 
     def _turn(self) -> None:
         with self.changed:
@@ -157,7 +162,8 @@ class Uploads:
                 self.changed.wait(_IDLE_LOOK_S)
                 return
         if found is not None:
-            self._save(*found)
+            with about(snapshot=found[1].id):
+                self._save(*found)
         else:
             self._finish()
 
@@ -208,7 +214,9 @@ class Uploads:
             self.spool.update(last_committed=snapshot, parent=snapshot)
             self.dropped = None
             self.backoff.succeeded()
-        _LOG.info("%s is committed to %s", snapshot, self._token.uri)
+        transfer, seconds = self.sender.transfer, self._clock.now() - began
+        sent = fields(bytes=transfer.sent_bytes if transfer else None, seconds=seconds)
+        _LOG.info("%s is committed to %s", snapshot, self._token.uri, extra=sent)
         self._emit({"event": "committed", "uri": self._token.uri, "id": snapshot, "acknowledged": True})
         self.heart.beat()
         self._warn_of_overrun()

@@ -7,11 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from spotckpt.cli import output
+
+if TYPE_CHECKING:
+    from spotckpt.agent.log import LogFormat
 
 _TIMEOUT_S = 10.0
 
@@ -34,6 +37,7 @@ _runtime_dir = click.option(
 @click.option("--metadata-endpoint", default="", help="Ask here for notices instead of EC2's own address.")
 @click.option("--poll-interval", type=float, default=5.0, show_default=True, help="Seconds between two looks.")
 @click.option("--stop-grace", type=float, default=90.0, show_default=True, help="Seconds for uploads after SIGTERM.")
+@output.log_format_option
 @click.option("--verbose", is_flag=True, help="Log more.")
 def agent(
     runtime_dir: Path | None,
@@ -42,6 +46,7 @@ def agent(
     metadata_endpoint: str,
     poll_interval: float,
     stop_grace: float,
+    log_format: LogFormat,
     verbose: bool,
 ) -> NoReturn:
     """Run the agent in the foreground.
@@ -50,6 +55,7 @@ def agent(
     find it by its socket; without one they start an agent of their own. SIGTERM finishes uploads and ends it.
     """
     from spotckpt.agent import paths, service
+    from spotckpt.agent.log import log_to_stderr
     from spotckpt.agent.options import ALREADY_RUNNING, AgentOptions
 
     options = AgentOptions(
@@ -58,8 +64,9 @@ def agent(
         metadata_endpoint=metadata_endpoint,
         poll_interval_s=poll_interval,
         stop_grace_s=stop_grace,
+        log_format=log_format,
     )
-    service.log_to_stderr(verbose=verbose)
+    log_to_stderr(log_format, verbose=verbose)
     ended = service.run(options)
     if ended == ALREADY_RUNNING:
         held = " or ".join(dict.fromkeys((str(options.runtime_dir), str(options.spool_dir))))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from spotckpt.cli import output
 from spotckpt.config import parse_seconds
 from spotckpt.errors import UsageError
+
+if TYPE_CHECKING:
+    from spotckpt.agent.log import LogFormat
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -35,6 +40,7 @@ from spotckpt.errors import UsageError
 )
 @click.option("--metadata-endpoint", default="", help="Ask here for notices instead of EC2's own address.")
 @click.option("--poll-interval", type=float, default=5.0, show_default=True, help="Seconds between two looks.")
+@output.log_format_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def exec(
     command: tuple[str, ...],
@@ -45,6 +51,7 @@ def exec(
     spool_dir: Path | None,
     metadata_endpoint: str,
     poll_interval: float,
+    log_format: LogFormat,
 ) -> int:
     """Run a command beside an agent, in one process tree.
 
@@ -64,6 +71,7 @@ def exec(
         spool_dir=spool_dir or paths.spool_dir(),
         metadata_endpoint=metadata_endpoint,
         poll_interval_s=poll_interval,
+        log_format=log_format,
     )
     grace_s = parse_seconds(sigterm_grace, name="--sigterm-grace")
     orders = Orders(command, agent, restarts=restarts, grace_s=grace_s)

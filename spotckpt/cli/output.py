@@ -21,6 +21,13 @@ _GAP = 2
 _LEAST_ELASTIC = 8
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(["key=value", "json"]),
+    default="key=value",
+    show_default=True,
+    help="How a line of the agent's log is written.",
+)
 timeout_option = click.option(
     "--timeout",
     "timeout_s",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from spotckpt.errors import UsageError
+from spotckpt.redact import redacted_value
 
 MAX_TEXT = 500
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -35,8 +36,8 @@ def bound_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs:
 
 
 def describe(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments as plain JSON values; anything else as its text, without addresses in memory."""
-    return {str(name): _describe(value, depth=0) for name, value in arguments.items()}
+    """The arguments as plain JSON values, without secrets; anything else as its text, without addresses in memory."""
+    return {str(name): redacted_value(str(name), _describe(value, depth=0)) for name, value in arguments.items()}
 
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from spotckpt.errors import SpotckptError
+from spotckpt.redact import redacted
 
 _LONG_S = 0.5
 
@@ -17,7 +18,7 @@ def say(text: str) -> None:
     if sys.stderr is None:
         return
     try:
-        sys.stderr.write(f"spotckpt: {text}\n")
+        sys.stderr.write(f"spotckpt: {redacted(text)}\n")
         sys.stderr.flush()
     except (OSError, ValueError):  # a broken pipe, a closed file
         return

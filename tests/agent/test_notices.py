@@ -89,7 +89,7 @@ def test_without_a_metadata_service_training_goes_on(here: Machine, uri: str) ->
         trainer.open(uri)
         trainer.wait_committed(trainer.stage(uri, 1)["snapshot"])
     assert agent.log_text.count("no EC2 metadata service here") == 1
-    assert "WARNING" not in agent.log_text
+    assert "level=warning" not in agent.log_text
 
 
 @pytest.mark.fault(77)
