@@ -5,9 +5,11 @@ Every training here is a process of its own with a private agent, as a user's wo
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,6 +121,24 @@ def test_sigterm_saves_this_very_boundary(here: Machine, bucket: Bucket, plain: 
     resumed = here.train(bucket.uri)
     assert resumed.steps == [8, 9]
     assert resumed.end == plain
+
+
+@pytest.mark.fault(88)
+def test_ends_in_the_middle_of_overlapped_copies_change_nothing(here: Machine, bucket: Bucket, tmp_path: Path) -> None:
+    """24 MB lie between the weights and their momentum, so that a copy outlasts forward and backward by far."""
+    options = ("--overlap", "--width=20000", "--frozen=6000000", "--epochs=8")
+    uninterrupted = here.train(f"file://{tmp_path}/uninterrupted", *options).end
+    chance = random.Random(7)
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        pause_s = chance.uniform(0.0, 0.03)
+        before = len(bucket.manifests())
+        trainer = here.start(bucket.uri, *options)
+        wait_until(lambda before=before: len(bucket.manifests()) > before, timeout_s=60, what="a snapshot")
+        time.sleep(pause_s)
+        trainer.signal(number)
+        ended = trainer.wait()
+        assert ended == (75 if number == signal.SIGTERM else -number), f"after {pause_s} s:\n{trainer.said}"
+    assert here.train(bucket.uri, *options).end == uninterrupted
 
 
 def test_a_notice_stops_the_training_and_a_restart_waits_without_claiming(here: Machine, bucket: Bucket) -> None:

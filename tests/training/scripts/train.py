@@ -27,6 +27,7 @@ parser.add_argument("--stale-after", default="60s")
 parser.add_argument("--sigterm-grace", default="10s")
 parser.add_argument("--metadata-endpoint", default="")
 parser.add_argument("--init-from")
+parser.add_argument("--overlap", action="store_true", default=None)
 parser.add_argument("--width", type=int, default=8)
 parser.add_argument("--frozen", type=int, default=0, help="so many weights that are not trained")
 parser.add_argument("--at", type=int, default=-1, help="the step in whose body the act happens")
@@ -98,6 +99,7 @@ def act(run: Run, extra: Broken) -> None:  # noqa: C901
     sigterm_grace=args.sigterm_grace,
     metadata_endpoint=args.metadata_endpoint,
     init_from=args.init_from,
+    overlap=args.overlap,
 )
 def train(run: Run, *, epochs: int, width: int) -> None:
     torch.manual_seed(0)
@@ -112,7 +114,7 @@ def train(run: Run, *, epochs: int, width: int) -> None:
     for epoch in run.epochs(epochs):
         for x in run.batches(loader):
             optimizer.zero_grad()
-            loss = (model(x) - x.sum()).square().mean() + (model.base.mean() if args.frozen else 0)
+            loss = (model(x) - x.sum()).square().mean() + (model.base[0] if args.frozen else 0)
             loss.backward()
             optimizer.step()
             run.log("train", loss=loss.item())
