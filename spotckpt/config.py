@@ -31,8 +31,22 @@ def parse_seconds(value: float | str | timedelta, *, name: str) -> float:
     return seconds
 
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]i?)?B?")
 _SPEED = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]i?)?B/s")
-_SIZES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
+_SIZES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
+
+
+def parse_bytes(text: str, *, name: str) -> int:
+    """A size from `"20GB"`, `"1.5 GiB"` or `"1000"`.
+
+    Raises:
+        SettingError: it is no size above zero.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * _SIZES[match[2] or ""]) if match else 0
+    if size <= 0:
+        raise SettingError(f"{name}={text!r} is no size", hint="write bytes, or 20GB, 1.5GiB")
+    return size
 
 
 def parse_speed(value: float | str, *, name: str) -> float:
@@ -83,6 +97,7 @@ class Settings:
         sigterm_grace_s: how long after SIGTERM the trainer may still work.
         call_timeout_s: the deadline of one operation on the store, retries included; bulk transfers get more by size.
         metadata_endpoint: where a private agent asks for notices; empty is the real EC2 endpoint.
+        takeover: whether an attempt that shows signs of life is not waited for.
     """
 
     every: Every = Every(seconds=600.0)
@@ -94,6 +109,7 @@ class Settings:
     sigterm_grace_s: float = 10.0
     call_timeout_s: float = 60.0
     metadata_endpoint: str = ""
+    takeover: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.upload_every_s < float("inf"):

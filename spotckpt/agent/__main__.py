@@ -10,7 +10,7 @@ from pathlib import Path
 
 from spotckpt.agent import paths, service
 from spotckpt.agent.log import LOG_FORMATS, log_to_stderr
-from spotckpt.agent.options import AgentOptions
+from spotckpt.agent.options import AgentOptions, limits
 from spotckpt.errors import SpotckptError
 
 
@@ -28,6 +28,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--slots", type=int, default=3, help="snapshots of a run in the spool at once")
     parser.add_argument("--reserve-mb", type=float, default=512.0, help="memory that staging leaves free")
     parser.add_argument("--log-format", choices=LOG_FORMATS, default="key=value", help="how a line is written")
+    parser.add_argument("--upload-limit", default="", help="of all runs together, as 20MB/s")
+    parser.add_argument("--spool-quota", default="", help="of all runs together, as 20GB")
     parser.add_argument("--verbose", action="store_true", help="log more")
     return parser
 
@@ -50,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             slots=given.slots,
             reserve_bytes=int(given.reserve_mb * (1 << 20)),
             log_format=given.log_format,
+            **limits(given.upload_limit, given.spool_quota),
         )
         return service.run(options)
     except SpotckptError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from spotckpt.agent import protocol
 from spotckpt.agent.board import Board
+from spotckpt.agent.commons import Commons
 from spotckpt.agent.connection import Connection
 from spotckpt.agent.fields import count_of, seconds_of, text_of, texts_of
 from spotckpt.agent.log import about, fields
@@ -18,9 +20,9 @@ from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.processes import Process, boot_id, pid_namespace
 from spotckpt.agent.protocol import Message
 from spotckpt.agent.run import Run
-from spotckpt.agent.spool import RunSpool, Spool, Token
+from spotckpt.agent.spool import RunSpool, Spool, SpoolSlot, Token
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
-from spotckpt.errors import AgentError, SpotckptError
+from spotckpt.errors import AgentError, SpotckptError, Superseded
 from spotckpt.notices.notice import Notice
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.records import Base, Holder
@@ -62,9 +64,11 @@ class Agent:
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
         self._opening: set[str] = set()
+        self._promised: dict[str, Process] = {}
         self._kept: dict[str, tuple[RunSpool, Deadline]] = {}
         self._connections: set[Connection] = set()
         self._me = Process.current()
+        self._commons = Commons(options, slots=self._slots, make_room=functools.partial(self.forget_kept, all=True))
         self.instance = ""
         self.board = Board(spool.path / "notices.json", self._announce, clock=clock)
         self._handlers: dict[str, Callable[[Connection, Message], Message]] = {
@@ -140,7 +144,7 @@ class Agent:
         with self._lock:
             due = [uri for uri, (_, until) in self._kept.items() if all or until.passed]
         for uri in due:
-            if not self.begin_opening(uri):
+            if not self.begin_opening(uri, self._me):
                 continue  # its next attempt is about to begin, and takes it over
             try:
                 with self._lock:
@@ -166,13 +170,21 @@ class Agent:
         """See `House`."""
         return any(not connection.closed for connection in self._attending(run))
 
-    def begin_opening(self, uri: str) -> bool:
+    def begin_opening(self, uri: str, trainer: Process) -> bool:
         """See `House`."""
         with self._lock:
-            if uri in self._runs or uri in self._opening:
+            promised = self._promised.get(uri)
+            is_another_s = promised is not None and promised != trainer and promised.alive
+            if uri in self._runs or uri in self._opening or is_another_s:
                 return False
+            self._promised.pop(uri, None)
             self._opening.add(uri)
             return True
+
+    def promise(self, uri: str, trainer: Process) -> None:
+        """See `House`."""
+        with self._lock:
+            self._promised[uri] = trainer
 
     def end_opening(self, uri: str) -> None:
         """See `House`."""
@@ -224,6 +236,7 @@ class Agent:
             environment=environment,
             holder=holder,
             options=self._options,
+            commons=self._commons,
             emit=emit,
             on_end=self._run_ended,
             adopted=adopted,
@@ -235,6 +248,11 @@ class Agent:
             self._watch_process(trainer)
         run.start()
         return run
+
+    def _slots(self) -> list[SpoolSlot]:
+        with self._lock:
+            spools = [*(run.spool for run in self._runs.values()), *(spool for spool, _ in self._kept.values())]
+        return [slot for spool in spools for slot in list(spool.slots)]
 
     def _attending(self, run: Run) -> list[Connection]:
         with self._lock:
@@ -260,9 +278,9 @@ class Agent:
         for run in runs:
             event = self._notice_event(notice, run)
             for connection in self._attending(run):
-                connection.send(event)
+                connection.send_soon(event)
         for connection in idle:
-            connection.send(self._notice_event(notice, None))
+            connection.send_soon(self._notice_event(notice, None))
 
     def _notice_event(self, notice: Notice, run: Run | None) -> Message:
         now = self._clock.now()
@@ -314,6 +332,8 @@ class Agent:
         assert connection.process is not None
         uri, attempt = text_of(message, "uri"), count_of(message, "attempt")
         run = self.run_of(uri)
+        if run is not None and run.token.attempt > attempt:
+            raise Superseded(f"attempt {run.token.attempt} owns {uri} now; attempt {attempt} writes no more")
         if run is None or run.token.attempt != attempt:
             raise AgentError(f"there is no attempt {attempt} of {uri} here", hint="open the run again")
         run.attach(connection.process, parse_environment(message))

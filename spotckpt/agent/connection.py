@@ -83,6 +83,14 @@ class Connection:
         except AgentError as error:
             _LOG.error("a message could not be sent: %s", error)
 
+    def send_soon(self, message: Message) -> None:
+        """The same on a thread of its own: a client that does not read must not keep another's news waiting."""
+        thread = threading.Thread(target=self.send, args=(message,), name="news", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # there are no threads left
+            self.send(message)
+
     def hang_up(self) -> None:
         """Ends the connection; the serving thread notices."""
         self.closed = True

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from spotckpt.agent import room
+from spotckpt.agent.commons import Commons
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.spool import RunSpool, SpoolSlot
 from spotckpt.deadline import Deadline
@@ -30,6 +31,7 @@ class Lender:
         options: how many slots there may be, and the memory to leave free.
         changed: the run's lock, notified when a slot becomes free.
         tell: told what the user should know of the room there is, each thing once.
+        commons: what other runs want too.
 
     Attributes:
         starved: a snapshot found no slot; the next upload is urgent.
@@ -37,9 +39,15 @@ class Lender:
     """
 
     def __init__(
-        self, spool: RunSpool, options: AgentOptions, changed: threading.Condition, tell: Callable[[str], None]
+        self,
+        spool: RunSpool,
+        options: AgentOptions,
+        changed: threading.Condition,
+        tell: Callable[[str], None],
+        commons: Commons,
     ) -> None:
         self._spool = spool
+        self._commons = commons
         self._options = options
         self._changed = changed
         self._growing = self._closed = False
@@ -122,7 +130,7 @@ class Lender:
         slot.growing = self._growing = True
         self._changed.release()
         try:
-            short = slot.allocate(room.round_up(size_bytes), reserve_bytes=self._options.reserve_bytes)
+            short = self._allocate(slot, room.round_up(size_bytes))
         finally:
             self._changed.acquire()
             slot.growing = self._growing = False
@@ -133,6 +141,16 @@ class Lender:
             self._short = [] if had else short
         self._note(size_bytes, short, grown=grown)
         return grown or had > 0
+
+    def _allocate(self, slot: SpoolSlot, size_bytes: int) -> list[room.Shortage]:
+        is_first = not any(other.allocated_bytes for other in self._spool.slots if other is not slot)
+        short = self._commons.begin_growing(slot, size_bytes, is_first=is_first)
+        if short is not None:
+            return [short]
+        try:
+            return slot.allocate(size_bytes, reserve_bytes=self._options.reserve_bytes)
+        finally:
+            self._commons.end_growing(slot)
 
     def _note(self, size_bytes: int, short: list[room.Shortage], *, grown: bool) -> None:
         where = "; ".join(map(str, short))

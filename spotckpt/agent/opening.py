@@ -42,8 +42,11 @@ class House(Protocol):
     def is_attended(self, run: Run) -> bool:
         """Whether its trainer is connected."""
 
-    def begin_opening(self, uri: str) -> bool:
-        """Reserves the URI; False if it is held or reserved."""
+    def begin_opening(self, uri: str, trainer: Process) -> bool:
+        """Reserves the URI; False if it is held or reserved, or another process has been promised it."""
+
+    def promise(self, uri: str, trainer: Process) -> None:
+        """Whoever takes a run over gets it, before those who only wait for it."""
 
     def end_opening(self, uri: str) -> None:
         """Gives the reservation back."""
@@ -84,6 +87,7 @@ class Request:
                 call_timeout_s=float(given.get("call_timeout_s", Settings.call_timeout_s)),
                 upload_every_s=float(given.get("upload_every_s", Settings.upload_every_s)),
                 upload_limit=float(given.get("upload_limit", Settings.upload_limit)),
+                takeover=bool(given.get("takeover", Settings.takeover)),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"settings {given!r}: {error}", hint="give seconds") from error
@@ -147,6 +151,12 @@ class _Porch:
     _said: str = ""
     _said_at: float = 0.0
     _handed_over: tuple[Run, int] | None = None
+    _overtakes: Run | None = None
+
+    def __post_init__(self) -> None:
+        # only whoever is here now: of two that are impatient at once, one would else end the other
+        if self.request.settings.takeover:
+            self._overtakes = self.house.run_of(self.request.uri)
 
     def say(self, message: str) -> None:
         """At once if it is news, else now and again."""
@@ -166,7 +176,7 @@ class _Porch:
         while True:
             self.check()
             self.wait_for_notices()
-            if self.house.begin_opening(self.request.uri):
+            if self.house.begin_opening(self.request.uri, self.trainer):
                 return
             self.pause(self.occupied())
 
@@ -188,6 +198,9 @@ class _Porch:
             if self.house.is_attended(run):
                 raise AgentError(f"{self.request.uri} is open in this process already", hint="close the first one")
             run.leave()  # its connection was lost before it knew of the attempt, or without a close
+        if not run.left and run is self._overtakes:
+            self.house.promise(self.request.uri, self.trainer)
+            run.give_way(self.trainer)
         if not run.left:
             pid = f"process {run.trainer.pid}" if run.trainer else "another process"
             return f"{self.request.uri} is in use by {pid} on this machine"
@@ -214,6 +227,7 @@ class _Porch:
             holder=holder,
             selector=request.selector,
             stale_after_s=request.settings.stale_after_s,
+            takeover=request.settings.takeover,
             say=self.say,
             clock=_Watched(self.clock, may_claim),
             arguments=request.arguments,

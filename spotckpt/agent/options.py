@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from spotckpt.agent import paths
 from spotckpt.agent.log import LOG_FORMATS, LogFormat
+from spotckpt.config import parse_bytes, parse_speed
 from spotckpt.errors import SettingError
 
 ALREADY_RUNNING = 45
 """Exit status of an agent that found another one holding the runtime directory or the spool."""
+
+
+def upload_limit(environ: Mapping[str, str] = os.environ) -> float:
+    """SPOTCKPT_AGENT_UPLOAD_LIMIT as bytes per second; 0 without it."""
+    name = "SPOTCKPT_AGENT_UPLOAD_LIMIT"
+    return parse_speed(environ[name], name=name) if environ.get(name) else 0.0
+
+
+def spool_quota(environ: Mapping[str, str] = os.environ) -> int:
+    """SPOTCKPT_SPOOL_QUOTA in bytes; 0 without it."""
+    name = "SPOTCKPT_SPOOL_QUOTA"
+    return parse_bytes(environ[name], name=name) if environ.get(name) else 0
+
+
+def limits(upload: str, quota: str) -> dict[str, Any]:
+    """The options `--upload-limit` and `--spool-quota`, where they are given, by the names that they have below."""
+    given: dict[str, Any] = {}
+    if upload:
+        given["upload_limit"] = parse_speed(upload, name="--upload-limit")
+    if quota:
+        given["spool_quota_bytes"] = parse_bytes(quota, name="--spool-quota")
+    return given
 
 
 @dataclass(frozen=True)
@@ -31,6 +57,8 @@ class AgentOptions:
         slots: how many snapshots of a run may lie in the spool.
         reserve_bytes: memory that staging leaves free.
         log_format: how the lines of the log are written.
+        upload_limit: the most bytes per second that all runs together upload; 0 is as many as go.
+        spool_quota_bytes: the most that the slots of all runs together may take; 0 is as much as there is room for.
     """
 
     private: bool = False
@@ -45,6 +73,8 @@ class AgentOptions:
     slots: int = 3
     reserve_bytes: int = 512 << 20
     log_format: LogFormat = "key=value"
+    upload_limit: float = field(default_factory=upload_limit)
+    spool_quota_bytes: int = field(default_factory=spool_quota)
 
     def __post_init__(self) -> None:
         for name in ("poll_interval_s", "idle_exit_s", "stop_grace_s"):

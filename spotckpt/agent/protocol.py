@@ -7,7 +7,7 @@ request still being worked on carries its number as `call`.
 | request | fields | reply |
 |---|---|---|
 | `hello` | version, pid, start_time, boot_id | agent_pid, version, notice (as the event, or null) |
-| `open` | uri, selector, settings {stale_after_s, …}, environment, arguments | attempt, run_id, highest |
+| `open` | uri, selector, settings {stale_after_s, takeover, …}, environment, arguments | attempt, run_id, highest |
 | `base` | uri, snapshot or null, selector, consumed, skipped | |
 | `attach` | uri, attempt, environment | attempt, last_committed |
 | `prepare` | uri, size_bytes | slots [{path, data_path}], allocated now |

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from spotckpt.agent.answering import Answers
+from spotckpt.agent.commons import Commons
 from spotckpt.agent.draining import drain
 from spotckpt.agent.log import about
 from spotckpt.agent.options import AgentOptions
@@ -15,7 +16,7 @@ from spotckpt.agent.protocol import Message, error_fields
 from spotckpt.agent.spool import RunSpool, SpoolSlot, Token
 from spotckpt.agent.uploading import Uploads
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
-from spotckpt.errors import AgentError, SpoolError
+from spotckpt.errors import AgentError, SpoolError, Superseded
 from spotckpt.notices.notice import Notice
 from spotckpt.redact import redacted
 from spotckpt.snapshot.attempts import write_base
@@ -35,6 +36,8 @@ class Run:
             gone unless it attaches before the attempt would be stale.
         environment: the trainer's AWS_* variables; None for the agent's own.
         holder: this agent and the trainer, for heartbeats.
+        options: the agent's.
+        commons: what the agent's runs share.
         emit: sends an event to the trainers of this run.
         on_end: called once, on the run's thread, when the attempt is over and its files are gone.
         adopted: found in the spool, from an agent that died.
@@ -51,6 +54,7 @@ class Run:
         environment: Mapping[str, str] | None,
         holder: Holder,
         options: AgentOptions,
+        commons: Commons,
         emit: Callable[[Message], None],
         on_end: Callable[[Run], None],
         adopted: bool = False,
@@ -60,11 +64,13 @@ class Run:
         self.trainer = trainer
         self.uri = spool.token.uri
         self._clock = clock
+        self._share = commons.share()
         self.uploads = Uploads(
             spool,
             self._open_store(environment),
             holder=holder,
             options=options,
+            commons=commons,
             emit=emit,
             on_end=lambda: on_end(self),
             adopted=adopted,
@@ -105,6 +111,7 @@ class Run:
             environment=environment,
             call_timeout_s=token.call_timeout_s,
             bandwidth_limit=token.upload_limit or None,
+            share=self._share,
         )
 
     # ---- for the trainer
@@ -207,6 +214,8 @@ class Run:
 
     def _require_open(self) -> None:
         self.uploads.require_ours()
+        if self.uploads.overtaken is not None:
+            raise self.uploads.overtaken
         if self.uploads.ended or self.left:
             raise AgentError(f"attempt {self.token.attempt} of {self.uri} is closed", hint="open the run again")
 
@@ -215,6 +224,11 @@ class Run:
     def leave(self) -> None:
         """The trainer has closed the run or is gone: upload what is sealed, then release. Never blocks."""
         self.uploads.leave()
+
+    def give_way(self, to: Process) -> None:
+        """Another process of this machine takes the run over: the trainer must stop. What is sealed goes before."""
+        attempt = self.token.attempt
+        self.uploads.give_way(Superseded(f"process {to.pid} takes {self.uri} over; attempt {attempt} writes no more"))
 
     def answer(self, notice: Notice) -> Decision:
         """What this run's part in a notice is; what the agent has to do for it is begun."""

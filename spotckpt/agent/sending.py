@@ -56,9 +56,18 @@ class Sender:
         share: of the last snapshot's bytes, how much was sent: unchanged tensors are not.
     """
 
-    def __init__(self, spool: RunSpool, *, store: Callable[[], Store], require_ours: Callable[[], None], clock: Clock):
-        """Args: `require_ours` raises Superseded once a later attempt is known."""
+    def __init__(
+        self,
+        spool: RunSpool,
+        *,
+        store: Callable[[], Store],
+        require_ours: Callable[[], None],
+        slowest: float | None,
+        clock: Clock,
+    ) -> None:
+        """Args: `require_ours` raises Superseded once a later attempt is known; `slowest`: see `Commons`."""
         self._spool = spool
+        self._slowest = slowest
         self._store = store
         self._require_ours = require_ours
         self._clock = clock
@@ -103,7 +112,8 @@ class Sender:
             transfer.total_bytes = transfer.sent_bytes + count
 
         # a line that is slower is hardly a line; but what the user's limit slows down must still end
-        slowest = min(SLOWEST_BYTES_PER_S, token.upload_limit / 2) if token.upload_limit else SLOWEST_BYTES_PER_S
+        limits = [limit for limit in (token.upload_limit, self._slowest) if limit]
+        slowest = min([SLOWEST_BYTES_PER_S, *(limit / 2 for limit in limits)])
         manifest, self._previous = upload(
             self._store(),
             staged,

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from spotckpt.agent.commons import Commons
 from spotckpt.agent.heart import Heart
 from spotckpt.agent.lending import Lender
 from spotckpt.agent.log import about, fields
@@ -36,6 +37,7 @@ class Uploads:
         spool: the attempt's token and slots.
         store: where to, at first.
         holder: this agent and the trainer, for heartbeats.
+        commons: what the agent's runs share.
         emit: sends an event to the trainers of this run.
         on_end: called once, on this thread, when the attempt is over and its files are gone.
         adopted: found in the spool, from an agent that died.
@@ -48,6 +50,7 @@ class Uploads:
         ended: it is over: released, or dropped.
         sending: an upload is under way.
         superseded: a later attempt owns the run.
+        overtaken: its trainer has been told to stop for another one on this machine.
         dropped: why a sealed snapshot was given up since the last commit.
         has_kept: the spool still holds the newest committed snapshot after the end.
     """
@@ -59,6 +62,7 @@ class Uploads:
         *,
         holder: Holder,
         options: AgentOptions,
+        commons: Commons,
         emit: Callable[[Message], None],
         on_end: Callable[[], None],
         adopted: bool,
@@ -76,12 +80,19 @@ class Uploads:
         self.ended = self.sending = False
         self.has_kept = False
         self.superseded: Superseded | None = None
+        self.overtaken: Superseded | None = None
         self.dropped: SpotckptError | None = None
         self._is_slow = False
         self.snapshot_bytes: int | None = None
         self.backoff = Backoff(clock)
-        self.sender = Sender(spool, store=lambda: self.store, require_ours=self.require_ours, clock=clock)
-        self.lender = Lender(spool, options, self.changed, tell=self._warn)
+        self.sender = Sender(
+            spool,
+            store=lambda: self.store,
+            require_ours=self.require_ours,
+            slowest=commons.slowest,
+            clock=clock,
+        )
+        self.lender = Lender(spool, options, self.changed, tell=self._warn, commons=commons)
         self.queue = Queue(
             spool, self.lender, bandwidth=lambda: self.sender.bandwidth, on_drop=self._dropped_unsent, clock=clock
         )
@@ -120,6 +131,13 @@ class Uploads:
         if self.left_at is None:
             self.left_at = self._clock.now()
         self.poke()
+
+    def give_way(self, why: Superseded) -> None:
+        """Tells the trainer to stop; sends what is sealed, then releases the attempt for whoever takes the run over."""
+        self.overtaken = why
+        _LOG.warning("%s", why.message)
+        self._tell_superseded(why, None)
+        self.leave()
 
     def hurry(self) -> None:
         """Ends any pause before the next try. Never blocks."""
@@ -261,8 +279,11 @@ class Uploads:
         self.superseded = error
         self.heart.stop()
         _LOG.error("%s", error.message)
-        self._emit({"event": "superseded", "uri": self._token.uri, "id": snapshot, "message": error.message})
+        self._tell_superseded(error, snapshot)
         self.poke()
+
+    def _tell_superseded(self, error: Superseded, snapshot: str | None) -> None:
+        self._emit({"event": "superseded", "uri": self._token.uri, "id": snapshot, "message": error.message})
 
     def _finish(self) -> None:
         """Release, always last; a superseded attempt has nothing to release."""

@@ -38,6 +38,8 @@ _runtime_dir = click.option(
 @click.option("--poll-interval", type=float, default=5.0, show_default=True, help="Seconds between two looks.")
 @click.option("--stop-grace", type=float, default=90.0, show_default=True, help="Seconds for uploads after SIGTERM.")
 @output.log_format_option
+@click.option("--upload-limit", default="", help="The most that all runs together upload, as 20MB/s.")
+@click.option("--spool-quota", default="", help="The most that all runs together may stage, as 20GB.")
 @click.option("--verbose", is_flag=True, help="Log more.")
 def agent(
     runtime_dir: Path | None,
@@ -47,6 +49,8 @@ def agent(
     poll_interval: float,
     stop_grace: float,
     log_format: LogFormat,
+    upload_limit: str,
+    spool_quota: str,
     verbose: bool,
 ) -> NoReturn:
     """Run the agent in the foreground.
@@ -56,7 +60,7 @@ def agent(
     """
     from spotckpt.agent import paths, service
     from spotckpt.agent.log import log_to_stderr
-    from spotckpt.agent.options import ALREADY_RUNNING, AgentOptions
+    from spotckpt.agent.options import ALREADY_RUNNING, AgentOptions, limits
 
     options = AgentOptions(
         runtime_dir=runtime_dir or paths.runtime_dir(),
@@ -65,6 +69,7 @@ def agent(
         poll_interval_s=poll_interval,
         stop_grace_s=stop_grace,
         log_format=log_format,
+        **limits(upload_limit, spool_quota),
     )
     log_to_stderr(log_format, verbose=verbose)
     ended = service.run(options)

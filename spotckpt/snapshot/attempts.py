@@ -66,6 +66,7 @@ def wait_for_turn(
     clock: Clock = SYSTEM_CLOCK,
     say: Say,
     alive: Alive | None = None,
+    overtakes: int = 0,
 ) -> int:
     """Returns when the highest attempt is released, stale, or its processes are gone from this boot.
 
@@ -78,11 +79,12 @@ def wait_for_turn(
         clock: ours alone.
         say: told whom we wait for, at first and then now and again.
         alive: whether a holder lives, None if that cannot be known; by default `holder_alive` against `holder`.
+        overtakes: attempts up to this one are not waited for.
 
     Returns:
         The highest attempt's number, 0 if there is none.
     """
-    watch = _Watch(stale_after_s, clock, say)
+    watch = _Watch(stale_after_s, clock, say, overtakes)
     knows = alive or (lambda other: holder_alive(other, holder))
     while True:
         number = highest_attempt(store)
@@ -94,7 +96,8 @@ def wait_for_turn(
 class _Watch:
     """What is known of the attempt that is waited for; a newer one begins anew."""
 
-    def __init__(self, stale_after_s: float, clock: Clock, say: Say) -> None:
+    def __init__(self, stale_after_s: float, clock: Clock, say: Say, overtakes: int) -> None:
+        self.overtakes = overtakes
         self.stale_after_s = stale_after_s
         self.interval = min(2.0, max(0.05, stale_after_s / 10))
         self.clock = clock
@@ -114,6 +117,12 @@ class _Watch:
             self.holder = _holder_of(store, number)
         if self._gone(beat, alive):
             self.say(f"attempt {number} ended without releasing the run: its processes are gone")
+            return True
+        if number <= self.overtakes:
+            self.say(
+                f"attempt {number}{_where(self.holder)} has not released the run: taking over without waiting, as "
+                "asked; it will stop, and what it has not committed by now is not part of the run"
+            )
             return True
         # whoever beats more slowly than we expect is not dead for that
         limit_s = max(self.stale_after_s, BEATS_MISSED * min(beat.interval_s, SLOWEST_BEAT_S) if beat else 0.0)
@@ -206,6 +215,7 @@ def take(
     alive: Alive | None = None,
     arguments: Mapping[str, Any] | None = None,
     may_claim: Callable[[], None] = lambda: None,
+    takeover: bool = False,
 ) -> Claim:
     """Waits and claims until a claim is won.
 
@@ -213,9 +223,20 @@ def take(
         store, holder, stale_after_s, say, clock, alive: as in `wait_for_turn`.
         selector, arguments: for the claim.
         may_claim: called right before each claim; raises, or blocks, while none may be made (a notice in force).
+        takeover: does not wait for the attempt that is the highest now. One that is claimed meanwhile is waited for: of
+            two that are impatient at once, each would else end the other. The claim fences the old attempt as always.
     """
+    overtakes = highest_attempt(store) if takeover else 0
     while True:
-        number = wait_for_turn(store, holder=holder, stale_after_s=stale_after_s, clock=clock, say=say, alive=alive)
+        number = wait_for_turn(
+            store,
+            holder=holder,
+            stale_after_s=stale_after_s,
+            clock=clock,
+            say=say,
+            alive=alive,
+            overtakes=overtakes,
+        )
         may_claim()
         try:
             return claim(store, number + 1, holder, selector, created=clock.wall(), arguments=arguments)

@@ -45,7 +45,7 @@ from spotckpt.store.base import (
     size_of_spans,
     without_first,
 )
-from spotckpt.store.limiter import Limiter
+from spotckpt.store.limiter import Pace
 from spotckpt.store.os_errors import from_os_error
 
 _PIECE_BYTES = 8 * MIB
@@ -62,7 +62,7 @@ class LocalStore(Store):
         *,
         call_timeout_s: float = 60.0,
         clock: Clock = SYSTEM_CLOCK,
-        limiter: Limiter | None = None,
+        limiter: Pace | None = None,
     ) -> None:
         self.root = Path(root).absolute()
         self.uri = f"file://{self.root}"

@@ -10,7 +10,7 @@ from spotckpt.deadline import SYSTEM_CLOCK, Clock
 from spotckpt.errors import AddressError
 from spotckpt.store.base import Store
 from spotckpt.store.environment import ENVIRONMENT_NAMES, aws_environment
-from spotckpt.store.limiter import Limiter
+from spotckpt.store.limiter import Limiter, Pace, both
 from spotckpt.store.local import LocalStore
 from spotckpt.store.retry import Retrying
 
@@ -24,6 +24,7 @@ def open_store(
     call_timeout_s: float = 60.0,
     clock: Clock = SYSTEM_CLOCK,
     bandwidth_limit: float | None = None,
+    share: Pace | None = None,
 ) -> Store:
     """The store below a URI, with retries. Nothing is asked of it yet.
 
@@ -33,16 +34,17 @@ def open_store(
         call_timeout_s: the deadline of a call that is given none.
         clock: for deadlines and for waiting between tries.
         bandwidth_limit: how many bytes a second `put` may send; None is as fast as it goes.
+        share: of a limit that this store has in common with others.
 
     Raises:
         AddressError: the protocol is unknown, or its package is not installed.
     """
     given = dict(os.environ) if environment is None else dict(environment)
-    limiter = None if bandwidth_limit is None else Limiter(bandwidth_limit, clock)
-    return Retrying(_plain(uri, given, limiter, call_timeout_s=call_timeout_s, clock=clock))
+    own = None if bandwidth_limit is None else Limiter(bandwidth_limit, clock)
+    return Retrying(_plain(uri, given, both(own, share), call_timeout_s=call_timeout_s, clock=clock))
 
 
-def _plain(uri: str, environment: Mapping[str, str], limiter: Limiter | None, **options: Any) -> Store:
+def _plain(uri: str, environment: Mapping[str, str], limiter: Pace | None, **options: Any) -> Store:
     protocol, _, path = uri.rpartition("://")
     if protocol in ("", "file", "local"):
         return LocalStore(path, limiter=limiter, **options)

@@ -35,7 +35,7 @@ from spotckpt.store.base import (
 )
 from spotckpt.store.body import Body
 from spotckpt.store.client import Call, Client
-from spotckpt.store.limiter import Limiter
+from spotckpt.store.limiter import Pace
 from spotckpt.store.multipart import Upload
 from spotckpt.store.parallel import at_once
 from spotckpt.store.translate import translate
@@ -63,7 +63,7 @@ class S3Store(Store):
         environment: Mapping[str, str],
         call_timeout_s: float = 60.0,
         clock: Clock = SYSTEM_CLOCK,
-        limiter: Limiter | None = None,
+        limiter: Pace | None = None,
     ) -> None:
         self.bucket, _, prefix = uri.partition("://")[2].partition("/")
         self._prefix = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
@@ -173,7 +173,7 @@ class S3Store(Store):
         self._client.close()
 
     def _call(
-        self, operation: str, key: str, deadline: Deadline, *, mutates: bool = False, pace: Limiter | None = None
+        self, operation: str, key: str, deadline: Deadline, *, mutates: bool = False, pace: Pace | None = None
     ) -> Call:
         return Call(operation, f"{self.uri}/{key}", deadline, mutates, pace=pace)
 

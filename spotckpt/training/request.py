@@ -31,6 +31,8 @@ class Options(TypedDict, total=False):
         sigterm_grace: how long after SIGTERM the process may still work.
         call_timeout: the deadline of one request to the store.
         metadata_endpoint: where a private agent asks for notices instead of EC2's own address.
+        takeover: True does not wait for an attempt that holds the run: it stops, with status 76, and what it has not
+            committed by then is lost. For once, by hand: SPOTCKPT_TAKEOVER=1 does the same.
         init_from: the address of another run whose weights an empty run starts from.
         resume: how the data position is found again: "replay" reads the epoch's batches up to it, "skip" skips them at
             the sampler.
@@ -45,6 +47,7 @@ class Options(TypedDict, total=False):
     sigterm_grace: float | str | timedelta
     call_timeout: float | str | timedelta
     metadata_endpoint: str
+    takeover: bool
     init_from: str | None
     resume: Resume
 
@@ -148,6 +151,7 @@ def make_settings(options: Options) -> Settings:
         sigterm_grace_s=_sigterm_grace_s(options),
         call_timeout_s=parse_seconds(options.get("call_timeout", 60.0), name="call_timeout"),
         metadata_endpoint=endpoint,
+        takeover=bool(options.get("takeover")) or _is_set(os.environ, "SPOTCKPT_TAKEOVER"),
     )
 
 
@@ -186,4 +190,8 @@ def check_world_size(environ: Mapping[str, str]) -> None:
 
 def disabled(environ: Mapping[str, str]) -> bool:
     """Whether SPOTCKPT_DISABLED asks for plain loops."""
-    return environ.get("SPOTCKPT_DISABLED", "").strip().lower() not in ("", "0", "false", "no")
+    return _is_set(environ, "SPOTCKPT_DISABLED")
+
+
+def _is_set(environ: Mapping[str, str], name: str) -> bool:
+    return environ.get(name, "").strip().lower() not in ("", "0", "false", "no")

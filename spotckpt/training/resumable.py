@@ -38,12 +38,18 @@ class Resumable(Generic[P, R]):
         self._options = options
         functools.update_wrapper(self, function)
 
-    def at(self, uri: str | os.PathLike[str] | None) -> Resumable[P, R]:
-        """The same function at another address, with or without a selector; None leaves it as it is."""
-        if uri is None:
-            return self
-        other = Resumable(self._function, self._uri, self._options)
-        other._at = address_text(uri, given_to="at")
+    def at(self, uri: str | os.PathLike[str] | None, *, takeover: bool = False) -> Resumable[P, R]:
+        """The same function at another address, with or without a selector; None leaves it as it is.
+
+        Args:
+            uri: the address.
+            takeover: as the option of that name; False leaves it as it is.
+        """
+        options = self._options
+        if takeover:
+            options = {**options, "takeover": True}
+        other = Resumable(self._function, self._uri, options)
+        other._at = self._at if uri is None else address_text(uri, given_to="at")
         return other
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -124,13 +130,20 @@ def open_run(
         yield run
 
 
-def add_arguments(parser: argparse.ArgumentParser, option: str = "--resume") -> None:
-    """Adds an option that takes an address, for `train.at(args.resume)(...)`; without it nothing changes.
+def add_arguments(
+    parser: argparse.ArgumentParser, option: str = "--resume", *, takeover: str | None = "--takeover"
+) -> None:
+    """Adds an option that takes an address, and one to take over; without them nothing changes.
 
     parser = argparse.ArgumentParser()
     spotckpt.add_arguments(parser)
     args = parser.parse_args()
-    train.at(args.resume)(lr=args.lr)
+    train.at(args.resume, takeover=args.takeover)(lr=args.lr)
+
+    Args:
+        parser: the program's.
+        option: the name of the first.
+        takeover: the name of the second; None leaves it out.
     """
     parser.add_argument(
         option,
@@ -138,3 +151,9 @@ def add_arguments(parser: argparse.ArgumentParser, option: str = "--resume") -> 
         default=None,
         help="where the run lives, and from where it goes on: s3://bucket/path, s3://bucket/path@step=1200",
     )
+    if takeover is not None:
+        parser.add_argument(
+            takeover,
+            action="store_true",
+            help="do not wait for an attempt that still holds the run: it stops, and what it has not committed is lost",
+        )

@@ -158,7 +158,8 @@ class Saver:
         except KeyboardInterrupt:
             say("not waiting any longer; the agent goes on as long as it can")
         except SpotckptError as error:
-            say_error(error)
+            if self.session.news.superseded is None:  # else its run is another's by now
+                say_error(error)
         except Superseded as superseded:
             say(superseded.message)
 

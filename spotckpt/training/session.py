@@ -333,7 +333,7 @@ class Session:
             pause_s = min(2 * pause_s, REVIVE_PAUSE_S)
 
     def _settings_fields(self) -> dict[str, float]:
-        names = ("stale_after_s", "call_timeout_s", "upload_every_s", "upload_limit")
+        names = ("stale_after_s", "call_timeout_s", "upload_every_s", "upload_limit", "takeover")
         return {name: getattr(self.settings, name) for name in names}
 
     def _on_event(self, connection: int, message: Message) -> None:

@@ -104,6 +104,8 @@ def test_closing_with_an_upload_pending_is_bounded_and_the_agent_goes_on(here: M
     assert str(check(s3_env.uri, [staged])) == staged
 
 
+@pytest.mark.fault(8)
+@pytest.mark.fault(55)
 @pytest.mark.fault(61)
 def test_a_frozen_attempt_that_was_overtaken_reports_it_and_commits_nothing_that_is_chosen(
     here: Machine, tmp_path: Path, s3_env: S3Env
@@ -114,7 +116,8 @@ def test_a_frozen_attempt_that_was_overtaken_reports_it_and_commits_nothing_that
         zombie.open(s3_env.uri)
         zombie.stage(s3_env.uri, 900, numbers=_NUMBERS)
         proxy.wait_for("PUT", r"/packs/.*safetensors")
-        agent.send(signal.SIGSTOP)
+        for process in (agent, zombie):  # the whole machine
+            process.send(signal.SIGSTOP)
         there.agent()
         # the other machine is another boot, as far as anybody can tell: only the heartbeat counts
         successor = there.trainer(**s3_env.environment)
@@ -123,7 +126,8 @@ def test_a_frozen_attempt_that_was_overtaken_reports_it_and_commits_nothing_that
         good = successor.stage(s3_env.uri, 3)["snapshot"]
         successor.wait_committed(good)
         proxy.bytes_per_s = None
-        agent.send(signal.SIGCONT)
+        for process in (zombie, agent):
+            process.send(signal.SIGCONT)
         event = zombie.wait_event("superseded")
         assert event["uri"] == s3_env.uri
         reply = zombie.call("close", uri=s3_env.uri, deadline_s=20)

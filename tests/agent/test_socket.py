@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -66,6 +67,12 @@ def test_an_idle_private_agent_ends_and_a_stale_socket_is_replaced(here: Machine
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_a_client_of_another_user_is_hung_up_on(here: Machine) -> None:
     here.agent()
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:
+            os._exit(connected.connect_ex(str(here.runtime / "agent.sock")))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EACCES
     # file permissions keep others out first: open them, so that the question of who it is remains
     here.runtime.chmod(0o711)
     (here.runtime / "agent.sock").chmod(0o666)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from spotckpt.agent import room
+from spotckpt.agent.commons import Commons
 from spotckpt.agent.lending import Lender
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.processes import boot_id, pid_namespace
@@ -49,7 +50,9 @@ def _lend(
 
 def _lender(run: RunSpool, *, most: int = 3, reserve_bytes: int = 0, tell: Callable[[str], None] = print) -> Lender:
     run.reclaim = lambda: None  # type: ignore[method-assign]  # here several are granted at once
-    return Lender(run, AgentOptions(slots=most, reserve_bytes=reserve_bytes), threading.Condition(), tell)
+    options = AgentOptions(slots=most, reserve_bytes=reserve_bytes)
+    commons = Commons(options, slots=list, make_room=lambda: None)
+    return Lender(run, options, threading.Condition(), tell, commons)
 
 
 def _handle(slot: SpoolSlot | None) -> Slot:

@@ -271,6 +271,33 @@ def test_the_loser_waits_again_behind_the_winner(store: Store) -> None:
     assert read_catalog(store).claims[3] == mine
 
 
+def test_a_takeover_waits_for_nobody_but_whoever_was_first_in_doing_the_same(store: Store) -> None:
+    clock, (lines, say) = FakeClock(), said()
+    begin(store, 1)
+    beat(store, 1)
+    others = [2]
+
+    def another_is_quicker() -> None:
+        if others:
+            begin(store, others.pop())
+            beat(store, 2)
+
+    taken = take(
+        store,
+        holder=Holder(),
+        selector="newest",
+        stale_after_s=60.0,
+        say=say,
+        clock=clock,
+        alive=unknown,
+        may_claim=another_is_quicker,
+        takeover=True,
+    )
+    assert taken.attempt == 3
+    assert "taking over without waiting" in lines[0] and "another process claimed attempt 2 first" in lines[1]
+    assert clock.now() > 1060.0, "the one that was quicker was not waited for"
+
+
 def test_a_claim_is_kept_whatever_comes_after(store: Store) -> None:
     mine = claim(store, 1, ME, "newest", arguments={"lr": 0.1})
     with raises_naming(AlreadyExists, claim_key(1)):

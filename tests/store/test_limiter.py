@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from spotckpt.store.limiter import Limiter
+from spotckpt.store.limiter import SMALL_BYTES, Limiter, Share
 from spotckpt.store.open import open_store
 from tests.store.test_retry import FakeClock
 
@@ -20,6 +22,41 @@ def test_bytes_wait_for_their_turn():
     clock.time += 100
     limiter(MB)
     assert clock.time == pytest.approx(1104.5), "time that nobody used is not saved up"
+
+
+def test_what_is_small_never_waits_and_is_counted():
+    clock = FakeClock()
+    limiter = Limiter(MB, clock)
+    limiter(100 * MB)
+    for pace in (limiter, Share(limiter)):
+        pace(SMALL_BYTES)
+    assert clock.time == 1000.0
+    limiter(SMALL_BYTES + 1)
+    assert clock.time == pytest.approx(1100.0 + 2 * SMALL_BYTES / MB)
+
+
+def test_each_share_gets_its_turn_however_many_threads_it_has():
+    """Four threads against one, on real clocks: what each has sent when the one is done."""
+    limiter = Limiter(20 * MB)
+    many, one = Share(limiter), Share(limiter)
+    sent = [0]
+    over = threading.Event()
+
+    def send() -> None:
+        while not over.is_set():
+            many(50_000)
+            sent[0] += 50_000
+
+    threads = [threading.Thread(target=send) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(60):
+        one(50_000)
+    done = sent[0]
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert done < 1.5 * 60 * 50_000, "four threads had more than their share"
 
 
 @pytest.mark.parametrize("server", ["s3_env", "local"])

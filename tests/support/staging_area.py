@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from spotckpt.agent.commons import Commons
 from spotckpt.agent.lending import Lender
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.processes import boot_id, pid_namespace
@@ -26,7 +27,8 @@ class StagingArea:
         self.news = News(token.uri)
         self.told: list[str] = []
         options = AgentOptions(slots=slots, reserve_bytes=0)
-        self.lender = Lender(self.run, options, threading.Condition(), self.told.append)
+        commons = Commons(options, slots=list, make_room=lambda: None)
+        self.lender = Lender(self.run, options, threading.Condition(), self.told.append, commons)
 
     def again(self) -> RunSpool:
         """What the next agent would find."""

@@ -175,7 +175,7 @@ def test_argument_parser_gets_an_option_and_argv_is_never_read(monkeypatch: pyte
     monkeypatch.setattr("sys.argv", ["train.py", "--resume", "s3://wrong/one"])
     parser = argparse.ArgumentParser()
     spotckpt.add_arguments(parser)
-    spotckpt.add_arguments(parser, option="--from-run")
+    spotckpt.add_arguments(parser, option="--from-run", takeover=None)
     assert parser.parse_args([]).resume is None
     assert parser.parse_args(["--resume", "s3://b/x@step=3"]).resume == "s3://b/x@step=3"
     assert parser.parse_args(["--from-run", "s3://b/y"]).from_run == "s3://b/y"

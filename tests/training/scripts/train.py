@@ -127,4 +127,4 @@ def train(run: Run, *, epochs: int, width: int) -> None:
     note(f"end {run.step} {total!r} {list(run.history['train']['loss'])!r}")
 
 
-train.at(args.resume)(epochs=args.epochs, width=args.width)
+train.at(args.resume, takeover=args.takeover)(epochs=args.epochs, width=args.width)
