@@ -50,6 +50,8 @@ class AgentOptions:
         spool_dir: where snapshots are staged; its lock decides which agent may free and upload them.
         disk_dir: where slots go for which memory has no room.
         metadata_endpoint: the EC2 metadata service; empty is the real one.
+        lifecycle_hook: of the Auto Scaling group, completed when all is committed; empty: as the instance's tag says.
+        auto_scaling_group: whose hook it is; empty: as the instance's tag says.
         poll_interval_s: between two looks for a notice.
         idle_exit_s: see `private`.
         stop_grace_s: after SIGTERM, how long trainers and uploads may take; where a service manager grants more, that
@@ -67,6 +69,8 @@ class AgentOptions:
     spool_dir: Path = field(default_factory=paths.spool_dir)
     disk_dir: Path = field(default_factory=paths.disk_dir)
     metadata_endpoint: str = ""
+    lifecycle_hook: str = ""
+    auto_scaling_group: str = ""
     poll_interval_s: float = 5.0
     idle_exit_s: float = 30.0
     stop_grace_s: float = 90.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import gc
 import logging
 import os
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from spotckpt.agent import locks, paths
 from spotckpt.agent.agent import Agent
+from spotckpt.agent.departure import depart
 from spotckpt.agent.options import ALREADY_RUNNING, AgentOptions
 from spotckpt.agent.processes import Process
 from spotckpt.agent.spool import Spool
@@ -116,7 +118,7 @@ class _Source:
     def poll(self) -> Poll:
         poll = self.metadata.poll()
         if poll.state == "answers" and not self.agent.instance:
-            self.agent.instance = self.metadata.instance_id()
+            self.agent.instance = self.metadata.text("/latest/meta-data/instance-id")
         return poll
 
     def close(self) -> None:
@@ -134,6 +136,8 @@ class _Service:
     _stop_by: Deadline | None = None
     _stopped_twice: bool = False
     _advance: object = None
+    _endpoint: str = ""
+    _departing: bool = False
 
     def serve(self) -> int:
         faulthandler.enable()  # a watchdog's SIGABRT tells where every thread was
@@ -182,6 +186,7 @@ class _Service:
             _LOG.info("AWS_EC2_METADATA_DISABLED is set: no interruption notices from EC2")
             self._first_look.set()
             return None
+        self._endpoint = endpoint
         source = _Source(Ec2Metadata(endpoint), self.agent)
         watcher = Watcher(source, self._see, interval_s=self.options.poll_interval_s)
         watcher.first_look = self._first_look
@@ -190,6 +195,8 @@ class _Service:
 
     def _see(self, notices: Sequence[Notice]) -> None:
         self.agent.board.see("ec2", notices)
+        if notices:
+            self._poke()
 
     def _poke(self) -> None:
         with contextlib.suppress(OSError):
@@ -209,6 +216,7 @@ class _Service:
                 _LOG.exception("a fault in the agent's loop")
                 SYSTEM_CLOCK.sleep(_LOOK_S)
             self.agent.forget_kept()
+            self._let_go()
             busy = self.agent.busy
             if busy or was_busy:
                 self._idle = Deadline.after(self.options.idle_exit_s)
@@ -252,6 +260,17 @@ class _Service:
             self._advance = advance(standing)
             self._stop_by = Deadline.after(self.options.stop_grace_s)
             self._manager.extend_stop(self.options.stop_grace_s + _STOP_MARGIN_S)
+
+    def _let_go(self) -> None:
+        """When the Auto Scaling group waits for this machine and nothing is left to commit, it is told so, once."""
+        final = [notice for notice in self.agent.board.in_force() if notice.is_final]
+        if self._departing or self.agent.has_runs or all(notice.kind != "lifecycle" for notice in final):
+            return
+        self._departing = True
+        known = [notice.deadline for notice in final if notice.deadline is not None]
+        deadline = Deadline(min(known)) if known else None
+        go = functools.partial(depart, self.options, self._endpoint, deadline)
+        threading.Thread(target=go, name="departure", daemon=True).start()
 
     def _accept(self) -> None:
         try:

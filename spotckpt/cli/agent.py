@@ -40,6 +40,10 @@ _runtime_dir = click.option(
 @output.log_format_option
 @click.option("--upload-limit", default="", help="The most that all runs together upload, as 20MB/s.")
 @click.option("--spool-quota", default="", help="The most that all runs together may stage, as 20GB.")
+@click.option(
+    "--lifecycle-hook", default="", help="Complete it once all is committed.  [default: by the instance's tag]"
+)
+@click.option("--auto-scaling-group", default="", help="Whose hook that is.  [default: by the instance's tag]")
 @click.option("--verbose", is_flag=True, help="Log more.")
 def agent(
     runtime_dir: Path | None,
@@ -51,6 +55,8 @@ def agent(
     log_format: LogFormat,
     upload_limit: str,
     spool_quota: str,
+    lifecycle_hook: str,
+    auto_scaling_group: str,
     verbose: bool,
 ) -> NoReturn:
     """Run the agent in the foreground.
@@ -70,6 +76,8 @@ def agent(
         stop_grace_s=stop_grace,
         log_format=log_format,
         **limits(upload_limit, spool_quota),
+        lifecycle_hook=lifecycle_hook,
+        auto_scaling_group=auto_scaling_group,
     )
     log_to_stderr(log_format, verbose=verbose)
     ended = service.run(options)

@@ -123,13 +123,13 @@ class Ec2Metadata:
         """Ends the connection; the next look opens another."""
         self._connection.close()
 
-    def instance_id(self) -> str:
-        """This instance's id, or empty."""
+    def text(self, path: str) -> str:
+        """What lies at that path, such as `/latest/meta-data/instance-id`; empty if nothing does, or it fails."""
         try:
-            answer = self._get("/latest/meta-data/instance-id")
+            answer = self._get(path)
         except _Trouble:
             return ""
-        return answer.reply.body.strip()[:64] if answer.status == 200 else ""
+        return answer.reply.body.strip()[:256] if answer.status == 200 else ""
 
     def _look(self, path: str, parser: Callable[[Reply], list[Notice]]) -> list[Notice]:
         answer = self._get(path)

@@ -15,6 +15,7 @@ from spotckpt.errors import SettingError
 from spotckpt.notices.ec2 import ENDPOINT, ENDPOINT_IPV6, HOP_LIMIT_HINT, PATHS, Ec2Metadata, choose_endpoint
 from spotckpt.notices.watch import next_delay_s
 from tests.support.imds import (
+    INSTANCE_PATH,
     LIFECYCLE_PATH,
     REBALANCE_PATH,
     SCHEDULED_PATH,
@@ -306,9 +307,9 @@ def test_an_explicit_endpoint_is_checked(endpoint: str) -> None:
 
 
 def test_the_instance_is_named(imds: Imds) -> None:
-    assert _source(imds).instance_id() == "i-0123456789abcdef0"
+    assert _source(imds).text(INSTANCE_PATH) == "i-0123456789abcdef0"
     imds.token_status = 403
-    assert _source(imds).instance_id() == ""
+    assert _source(imds).text(INSTANCE_PATH) == ""
 
 
 def test_debug_logging_of_an_absent_service_is_one_line(caplog: pytest.LogCaptureFixture) -> None:

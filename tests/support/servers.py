@@ -168,7 +168,7 @@ class MotoServer(S3Server):
     def _spawn(self) -> subprocess.Popen[bytes]:
         code = "import sys; from moto.server import main; main(sys.argv[1:])"
         command = [sys.executable, "-W", "ignore", "-c", code, "-H", "127.0.0.1", "-p", str(self.port)]
-        return _spawn(command)
+        return spawn(command)
 
 
 class Seaweed(S3Server):
@@ -206,7 +206,7 @@ class Seaweed(S3Server):
             **dict(zip(self._port_flags, self._ports, strict=True)),
         }
         weed = Path(sys.executable).with_name("weed")
-        return _spawn([str(weed), "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in flags.items())])
+        return spawn([str(weed), "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in flags.items())])
 
     _port_flags = (
         "master.port",
@@ -225,7 +225,7 @@ class Seaweed(S3Server):
         return _answers(f"{self.url}/healthz")
 
 
-def _spawn(command: list[str]) -> subprocess.Popen[bytes]:
+def spawn(command: list[str]) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     return subprocess.Popen(
         command,

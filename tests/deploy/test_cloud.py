@@ -1,0 +1,187 @@
+"""The template deployed, the policies enforced, and the agent that lets its group go on: all against moto."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from urllib.request import Request, urlopen
+
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.agent.harness import machine
+from tests.deploy.template import DEPLOY, TEMPLATE, properties
+from tests.support.groups import GroupServer
+from tests.support.imds import INSTANCE_PATH, LIFECYCLE_PATH, Imds, running_imds
+from tests.support.proxy import Proxy
+from tests.support.servers import REGION, S3Env, running, wait_until
+
+STACK = "resnet"
+HOOK = properties()["Group"]["LifecycleHookSpecificationList"][0]
+TAGS = "/latest/meta-data/tags/instance"
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[GroupServer]:
+    with running(GroupServer()) as server:
+        yield server  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def stack(cloud: GroupServer) -> str:
+    """The template, deployed; its bucket."""
+    ec2, formation = cloud.aws("ec2"), cloud.aws("cloudformation")
+    network = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+    subnets = [subnet["SubnetId"] for subnet in ec2.describe_subnets()["Subnets"][:2]]
+    given = {"VpcId": network, "SubnetIds": ",".join(subnets), "ImageId": ec2.describe_images()["Images"][0]["ImageId"]}
+    given["NumInstances"] = "1"
+    formation.create_stack(
+        StackName=STACK,
+        TemplateBody=TEMPLATE.read_text(),
+        Capabilities=["CAPABILITY_IAM"],
+        Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in given.items()],
+    )
+    [made] = formation.describe_stacks(StackName=STACK)["Stacks"]
+    assert made["StackStatus"] == "CREATE_COMPLETE"
+    groups = cloud.aws("autoscaling")
+    # moto knows hooks, but not as a part of a group's definition
+    groups.put_lifecycle_hook(AutoScalingGroupName=group_of(cloud), **HOOK)
+    return next(output["OutputValue"] for output in made["Outputs"] if output["OutputKey"] == "Bucket")
+
+
+def group_of(cloud: GroupServer) -> str:
+    [group] = cloud.aws("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
+    return str(group["AutoScalingGroupName"])
+
+
+def instances(cloud: GroupServer) -> list[str]:
+    [group] = cloud.aws("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
+    return [instance["InstanceId"] for instance in group["Instances"]]
+
+
+def leaving(imds: Imds, cloud: GroupServer) -> None:
+    """The metadata of the group's instance when the group ends it."""
+    imds.answers |= {
+        INSTANCE_PATH: (200, instances(cloud)[0]),
+        LIFECYCLE_PATH: (200, "Terminated"),
+        f"{TAGS}/aws:autoscaling:groupName": (200, group_of(cloud)),
+        f"{TAGS}/spotckpt:lifecycle-hook": (200, HOOK["LifecycleHookName"]),
+        "/latest/meta-data/placement/region": (200, REGION),
+    }
+
+
+@pytest.fixture
+def imds() -> Iterator[Imds]:
+    with running_imds() as served:
+        yield served
+
+
+def environment_of(cloud: GroupServer) -> dict[str, str]:
+    """With the region from the metadata, as on an instance."""
+    kept = {name: value for name, value in cloud.environment().items() if name != "AWS_DEFAULT_REGION"}
+    return {**kept, "AWS_EC2_METADATA_DISABLED": "false"}
+
+
+def test_the_stack_is_made_with_its_instance(cloud, stack):
+    assert len(instances(cloud)) == 1
+    [profile] = cloud.aws("iam").list_instance_profiles()["InstanceProfiles"]
+    assert len(profile["Roles"]) == 1
+    made = {policy["PolicyName"].split("-")[1] for policy in cloud.aws("iam").list_policies(Scope="Local")["Policies"]}
+    assert made == {"TrainerPolicy", "PrunePolicy"}
+    assert stack in [bucket["Name"] for bucket in cloud.aws("s3").list_buckets()["Buckets"]]
+
+
+def test_the_group_is_let_go_on_after_the_commit_and_not_before(cloud, stack, imds, tmp_path):
+    env = S3Env(cloud.url, stack, cloud.environment(), cloud.client)
+    uri = f"s3://{stack}/runs/resnet"
+    with machine(tmp_path) as here, Proxy(cloud.url, bytes_per_s=500_000) as proxy:
+        agent = here.agent(f"--metadata-endpoint={imds.endpoint}", **environment_of(cloud))
+        trainer = here.trainer(**env.behind(proxy.url).environment)
+        trainer.open(uri)
+        snapshot = trainer.stage(uri, 1, numbers=250_000)["snapshot"]
+        leaving(imds, cloud)
+        trainer.wait_event("notice")
+        assert len(instances(cloud)) == 1
+        assert not env.keys("runs/resnet/snapshots/")
+        trainer.wait_committed(snapshot)
+        time.sleep(1.5)  # committed, but the trainer has not left: it may have another snapshot
+        assert len(instances(cloud)) == 1
+        trainer.call("close", uri=uri, deadline_s=20)
+        wait_until(lambda: not instances(cloud), what=f"the group goes on: {agent.log_text}")
+        assert env.keys("runs/resnet/snapshots/") == [f"runs/resnet/snapshots/{snapshot}.json"]
+        assert "spotckpt-commit of group resnet lets i-" in agent.log_text
+
+
+def test_what_goes_wrong_is_said_and_the_agent_goes_on(cloud, stack, imds, tmp_path):
+    leaving_nobody = {INSTANCE_PATH: (200, "i-00000000000000000"), LIFECYCLE_PATH: (200, "Terminated")}
+    imds.answers |= leaving_nobody
+    with machine(tmp_path) as here:
+        options = (f"--metadata-endpoint={imds.endpoint}",)
+        agent = here.agent(*options, **environment_of(cloud))
+        wait_until(lambda: "not completed: unknown is the group (tag aws:auto" in agent.log_text, what=agent.log_text)
+        assert here.status()["runs"] == []
+        agent.kill()
+        imds.answers |= {
+            f"{TAGS}/aws:autoscaling:groupName": (200, group_of(cloud)),
+            f"{TAGS}/spotckpt:lifecycle-hook": (200, HOOK["LifecycleHookName"]),
+            "/latest/meta-data/placement/region": (200, REGION),
+        }
+        agent = here.agent(*options, **environment_of(cloud))
+        said = "is not completed: An error occurred (ValidationError)"
+        wait_until(lambda: said in agent.log_text and "No active Lifecycle Action" in agent.log_text, what=said)
+        assert here.status()["runs"] == []
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[GroupServer]:
+    """Another moto, which asks who may do what."""
+    with running(GroupServer()) as server:
+        yield server  # type: ignore[misc]
+
+
+def user(server: GroupServer, name: str, *policies: str) -> dict[str, str]:
+    """The keys of a user with those policy files."""
+    iam = server.aws("iam")
+    iam.create_user(UserName=name)
+    for policy in policies:
+        document = (DEPLOY / f"aws/{policy}-policy.json").read_text().replace("BUCKET", "guarded")
+        iam.put_user_policy(UserName=name, PolicyName=policy, PolicyDocument=document)
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    return {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+
+
+def test_the_policies_are_enough_and_no_more(guarded, tmp_path):
+    guarded.client.create_bucket(Bucket="guarded")
+    keys = {"trainer": user(guarded, "trainer", "trainer"), "pruner": user(guarded, "pruner", "trainer", "prune")}
+    asked_from_now_on = Request(f"{guarded.url}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
+    urlopen(asked_from_now_on).close()
+
+    def s3(who: str):  # type: ignore[no-untyped-def]
+        guarded.access_key, guarded.secret_key = keys[who].values()
+        return guarded.aws("s3")
+
+    def denied(call, **given: str) -> bool:  # type: ignore[no-untyped-def]
+        try:
+            call(Bucket="guarded", **given)
+        except ClientError as error:
+            assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 403
+            return True
+        return False
+
+    uri = "s3://guarded/runs/resnet"
+    with machine(tmp_path, {**guarded.environment(), **keys["trainer"]}) as here:
+        here.agent()
+        trainer = here.trainer()
+        trainer.open(uri)
+        snapshot = trainer.stage(uri, 1, numbers=5_000_000)["snapshot"]  # 20 MB: in parts
+        trainer.wait_committed(snapshot)
+        assert trainer.call("close", uri=uri, deadline_s=20)["acknowledged"]
+    manifest, claim = f"runs/resnet/snapshots/{snapshot}.json", "runs/resnet/attempts/0001.json"
+    trainers, pruners = s3("trainer"), s3("pruner")
+    assert denied(trainers.put_object, Key="elsewhere/x", Body="")
+    assert denied(trainers.get_object, Key="elsewhere/x")
+    assert denied(trainers.delete_object, Key=manifest)
+    assert denied(pruners.delete_object, Key=claim)
+    assert not denied(pruners.delete_object, Key=manifest)
+    assert json.loads(trainers.get_object(Bucket="guarded", Key=claim)["Body"].read())["body"]["attempt"] == 1
