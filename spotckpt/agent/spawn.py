@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import spotckpt
@@ -20,7 +22,13 @@ _LOG_LIMIT_BYTES = 10 << 20
 _PAUSE_S = 0.1
 
 
-def ensure_agent(settings: Settings | None = None, *, on_event: OnEvent | None = None, timeout: float = 30.0) -> Client:
+def ensure_agent(
+    settings: Settings | None = None,
+    *,
+    on_event: OnEvent | None = None,
+    timeout: float = 30.0,
+    check: Callable[[], None] = lambda: None,
+) -> Client:
     """Connects to this user's agent; if none answers, starts a private one, or with SPOTCKPT_AGENT=service waits.
 
     It goes on when this process is killed, finishes what is sealed, and ends by itself when idle. Any number of
@@ -30,6 +38,7 @@ def ensure_agent(settings: Settings | None = None, *, on_event: OnEvent | None =
         settings: `metadata_endpoint` is passed to an agent that is started here.
         on_event: as in `Client.connect`.
         timeout: seconds for everything.
+        check: called again and again meanwhile; what it raises ends the waiting.
 
     Raises:
         AgentError: no agent answers and none could be started; with the end of its log.
@@ -49,7 +58,7 @@ def ensure_agent(settings: Settings | None = None, *, on_event: OnEvent | None =
         if _is_service():
             time.sleep(_PAUSE_S)
         else:
-            _start(runtime, spool, (settings or Settings()).metadata_endpoint, deadline)
+            _start(runtime, spool, (settings or Settings()).metadata_endpoint, deadline, check)
 
 
 def _is_service() -> bool:
@@ -72,33 +81,44 @@ def sockets(runtime: Path, spool: Path) -> list[Path]:
     return [own] if holder is None or holder.socket == own else [own, holder.socket]
 
 
-def _start(runtime: Path, spool: Path, metadata_endpoint: str, deadline: Deadline) -> None:
+def _start(runtime: Path, spool: Path, metadata_endpoint: str, deadline: Deadline, check: Callable[[], None]) -> None:
     command = [sys.executable, "-m", "spotckpt.agent", "--private", "--detach"]
     command += ["--runtime-dir", str(runtime), "--spool-dir", str(spool)]
     if metadata_endpoint:
         command += ["--metadata-endpoint", metadata_endpoint]
     log = _open_log(runtime)
     try:
-        started = subprocess.run(
+        started = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
             env=package_environment(),
-            timeout=max(1.0, deadline.seconds_left),
-            check=False,
         )
-    except subprocess.TimeoutExpired as error:
-        raise AgentError(
-            f"a private agent did not start within {error.timeout:g} s", hint=_log_hint(runtime)
-        ) from error
     finally:
         os.close(log)
-    if started.returncode == ALREADY_RUNNING:
+    status = _wait(started, Deadline.after(max(1.0, deadline.seconds_left)), check)
+    if status is None:
+        raise AgentError("a private agent did not start in time", hint=_log_hint(runtime))
+    if status == ALREADY_RUNNING:
         time.sleep(0.05)  # the winner is about to listen, or about to end
-    elif started.returncode != 0:
-        raise AgentError(f"a private agent could not be started (status {started.returncode})", hint=_log_hint(runtime))
+    elif status != 0:
+        raise AgentError(f"a private agent could not be started (status {status})", hint=_log_hint(runtime))
+
+
+def _wait(started: subprocess.Popen[bytes], deadline: Deadline, check: Callable[[], None]) -> int | None:
+    """Its exit status once it has gone to the background, or failed; None if that does not come in time."""
+    try:
+        while not deadline.passed:
+            check()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return started.wait(min(_PAUSE_S, deadline.seconds_left))
+        return None
+    finally:
+        if started.returncode is None:
+            started.kill()  # it has no lock yet, or leaves it to its child
+            started.wait()
 
 
 def package_environment() -> dict[str, str]:

@@ -17,6 +17,7 @@ from spotckpt.training.news import Stop
 from spotckpt.training.say import say, say_error
 from spotckpt.training.schedule import Evaluation, Schedule
 from spotckpt.training.session import Drained, Session
+from spotckpt.training.signals import children_waiting
 from spotckpt.training.staging import Facts, Stager, Torn
 
 FINAL_WAIT_S = 3600.0  # a finished training waits long for its last snapshot, but not for ever
@@ -88,15 +89,18 @@ class Saver:
         """
         session = self.session
         if self._stager.under_way:
-            self._settle()
+            with children_waiting():
+                self._settle()
         if session.news.attention:
             session.news.raise_pending()
             if session.news.stop is not None:
-                self._interrupt(session.news.stop)
+                with children_waiting():
+                    self._interrupt(session.news.stop)
         if self._pause is None or self._pause.passed:
             reason = self._due()
             if reason is not None:
-                self._save(reason)
+                with children_waiting():
+                    self._save(reason)
 
     def prepare(self, captured: Capture) -> None:
         """Makes room for snapshots of that size, in the background."""

@@ -263,7 +263,7 @@ class Session:
     def _connect(self, timeout: float) -> None:
         self._connections += 1
         on_event = functools.partial(self._on_event, self._connections)
-        client = ensure_agent(self.settings, on_event=on_event, timeout=timeout)
+        client = ensure_agent(self.settings, on_event=on_event, timeout=timeout, check=self._check_start)
         with self._lock:
             closed = self._closed.is_set()
             if not closed:
@@ -273,6 +273,11 @@ class Session:
             raise AgentError("the run was closed while an agent was started", hint="open it again")
         if client.notice is not None and not self._starting:
             self._on_event(self._connections, {"event": "notice", **client.notice})
+
+    def _check_start(self) -> None:
+        """SIGTERM's grace is not spent on starting an agent for a training that has not begun."""
+        if self._starting:
+            self.news.raise_if_stopped()
 
     def _ensure_attached(self, deadline: Deadline | None = None) -> None:
         """Finds or starts an agent, if there is none or the last one has gone, and goes on with this attempt there."""

@@ -12,11 +12,32 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 _installed: list[TermSignal] = []
+
+
+@contextlib.contextmanager
+def children_waiting() -> Iterator[None]:
+    """The end of a child is handled afterwards, not inside.
+
+    torch's handler of SIGCHLD raises the error of a DataLoader's worker that died, out of whatever the main thread does
+    then: half a snapshot would be lost to it. If the body raises, that is the error to see.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended: list[FrameType | None] = []
+    signal.signal(signal.SIGCHLD, lambda number, frame: ended.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    if ended:
+        before(signal.SIGCHLD, ended[0])
 
 
 class TermSignal:

@@ -171,9 +171,10 @@ def test_on_one_machine_a_takeover_commits_what_is_sealed_first(here: Machine, s
     here.agent()
     old, new = here.trainer(), here.trainer()
     old.open(s3_env.uri)
-    patient = here.trainer()
-    patient_tag = patient.start_open(s3_env.uri)
-    waiting(patient, "in use by process")
+    patient = [here.trainer() for _ in range(3)]
+    patient_tags = [trainer.start_open(s3_env.uri) for trainer in patient]
+    for trainer in patient:
+        waiting(trainer, "in use by process")
     sealed = old.stage(s3_env.uri, 1, nudge=False)["snapshot"]
     tag = new.start_open(s3_env.uri, settings=IMPATIENT)
     old.wait_event("superseded")
@@ -183,4 +184,4 @@ def test_on_one_machine_a_takeover_commits_what_is_sealed_first(here: Machine, s
     attach = old.answer(old.start("call", op="attach", fields={"uri": s3_env.uri, "attempt": 1}))
     assert attach["error"] == "Superseded"
     assert str(check(s3_env.uri, [sealed])) == sealed
-    assert not _answered(patient, patient_tag)
+    assert not any(_answered(*one) for one in zip(patient, patient_tags, strict=True))

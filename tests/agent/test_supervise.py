@@ -83,7 +83,9 @@ def test_what_a_dead_command_had_sealed_is_committed_before_the_end(
     here: Machine, s3_env: S3Env, number: signal.Signals
 ) -> None:
     with Proxy(s3_env.url, bytes_per_s=3.0e6) as proxy:
-        trainer = here.trainer(under=EXEC, **s3_env.behind(proxy.url).environment)
+        # the grace is for signals: it does not cut short what a dead command left
+        under = (*EXEC, "--sigterm-grace=500ms")
+        trainer = here.trainer(under=under, **s3_env.behind(proxy.url).environment)
         agent = agent_of(trainer)
         trainer.open(s3_env.uri)
         staged = trainer.stage(s3_env.uri, 5, numbers=NUMBERS)["snapshot"]
@@ -138,7 +140,7 @@ def test_signals_are_the_command_s(here: Machine, tmp_path: Path, number: signal
 
 @pytest.mark.fault(3)
 def test_a_trainer_that_a_shell_hides_hears_of_sigterm_from_the_agent(here: Machine, uri: str, root: Path) -> None:
-    hidden = (*EXEC, "--", "sh", "-c", '"$@"; true', "sh")
+    hidden = (*EXEC, "--", "sh", "-c", 'trap : TERM; "$@"; true', "sh")
     trainer = here.trainer(under=hidden)
     trainer.open(uri)
     trainer.send(signal.SIGTERM)

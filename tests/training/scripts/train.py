@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import multiprocessing
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--uri")
 parser.add_argument("--epochs", type=int, default=2)
 parser.add_argument("--every", default="1 steps")
+parser.add_argument("--upload-every", default="0s")
 parser.add_argument("--keep-best")
 parser.add_argument("--stale-after", default="60s")
 parser.add_argument("--sigterm-grace", default="10s")
@@ -33,18 +35,28 @@ parser.add_argument("--frozen", type=int, default=0, help="so many weights that 
 parser.add_argument("--at", type=int, default=-1, help="the step in whose body the act happens")
 parser.add_argument("--act", default="")
 parser.add_argument("--trace", type=Path, required=True)
+parser.add_argument("--backwards", action="store_true", help="the wall clock goes the wrong way")
+parser.add_argument("--workers", type=int, default=0)
 parser.add_argument("--delay", type=float, default=0.0)
 spotckpt.add_arguments(parser)
 args = parser.parse_args()
+
+
+if args.backwards:
+    time.time = lambda: 1.7e9 - 100.0 * time.monotonic()
 
 
 class Broken:
     """Tracked; its state cannot be had once it is told so."""
 
     broken = False
+    bereaved = False
     value: object = 1
 
     def state_dict(self) -> dict[str, object]:
+        if self.bereaved:
+            self.bereaved = False
+            bereave()
         if self.broken:
             raise ZeroDivisionError("the state is broken")
         return {"value": self.value}
@@ -59,7 +71,16 @@ def note(text: str) -> None:
         file.write(f"{text}\n")
 
 
-def act(run: Run, extra: Broken) -> None:  # noqa: C901
+def bereave() -> None:
+    """The loader's worker is killed, and the main thread is told, before this returns."""
+    [worker] = multiprocessing.active_children()
+    worker.kill()
+    os.waitid(os.P_PID, worker.pid or 0, os.WEXITED | os.WNOWAIT)
+    time.sleep(0.05)
+    note("bereaved")
+
+
+def act(run: Run, extra: Broken) -> None:  # noqa: C901, PLR0912
     """Whatever the test asked for."""
     match args.act:
         case "raise":
@@ -81,6 +102,12 @@ def act(run: Run, extra: Broken) -> None:  # noqa: C901
             os._exit(9)
         case "segfault":
             ctypes.string_at(0)
+        case "bereave":
+            extra.bereaved = True
+        case "svd":
+            note("decomposing")
+            torch.linalg.svd(torch.randn(2000, 2000))
+            note("decomposed")
         case "broken":
             extra.broken = True
         case "unencodable":
@@ -94,6 +121,7 @@ def act(run: Run, extra: Broken) -> None:  # noqa: C901
 @spotckpt.resumable(
     args.uri,
     every=args.every,
+    upload_every=args.upload_every,
     keep_best=args.keep_best,
     stale_after=args.stale_after,
     sigterm_grace=args.sigterm_grace,
@@ -110,7 +138,9 @@ def train(run: Run, *, epochs: int, width: int) -> None:
     extra = Broken()
     run.track(model=model, optimizer=optimizer, extra=extra)
     note(f"begin {run.step} {run.resumed_from}")
-    loader = torch.utils.data.DataLoader(torch.arange(40.0).reshape(10, 4) / 40, batch_size=2, shuffle=True)
+    loader = torch.utils.data.DataLoader(
+        torch.arange(40.0).reshape(10, 4) / 40, batch_size=2, shuffle=True, num_workers=args.workers
+    )
     for epoch in run.epochs(epochs):
         for x in run.batches(loader):
             optimizer.zero_grad()
