@@ -5,6 +5,8 @@
 #   localstack/run.sh                 starts it and stays until Ctrl-C; prints what to export
 #   localstack/run.sh -- COMMAND ...  starts it, runs the command with the right environment, and stops it again
 #
+# The demonstration on it: localstack/run.sh -- spotckpt demo --s3-port 4566
+#
 # PYTHON (3.11, for these versions), SPOTCKPT_LOCALSTACK_VENV, SPOTCKPT_BUCKET and PORT may be set.
 set -euo pipefail
 
@@ -14,12 +16,22 @@ port=${PORT:-4566}
 url="http://127.0.0.1:$port"
 export SPOTCKPT_BUCKET=${SPOTCKPT_BUCKET:-spotckpt}
 
-if [[ ! -e $venv/ready ]]; then
-    "${PYTHON:-python3.11}" -m venv "$venv"
-    "$venv/bin/pip" install --quiet \
+python=${PYTHON:-python3.11}
+command -v "$python" >/dev/null || { echo "run.sh: there is no $python; set PYTHON to a Python 3.11" >&2; exit 1; }
+install() {
+    [[ ! -e $venv/ready ]] || return 0
+    echo "run.sh: installing LocalStack into $venv (once, under a minute)" >&2
+    "$python" -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check \
         'localstack-core[base-runtime]==4.13.1' 'cbor2<6' 'pyopenssl<26' 'localstack-twisted==25.5.0'
     touch "$venv/ready"
-fi
+}
+# One installs, the others wait: several may be started at once.
+mkdir -p "$(dirname -- "$venv")"
+exec {lock}>"$venv.lock"
+flock "$lock"
+install
+exec {lock}>&-
 
 # Its own files go with it, but for the objects: LocalStack leaves them in /tmp/localstack-s3-storage, a fixed place.
 scratch=$(mktemp -d)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import MotoServer, S3Env, Seaweed, running
+from tests.support.servers import LocalStack, MotoServer, S3Env, Seaweed, running
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,7 +16,8 @@ def no_aws_of_the_developer() -> Iterator[None]:
     """No test finds credentials, profiles or endpoints by accident."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("AWS_", "SPOTCKPT_"))]:
-            patch.delenv(name)
+            if name != "SPOTCKPT_LOCALSTACK_VENV":  # where LocalStack is, or will be, installed
+                patch.delenv(name)
         patch.setenv("AWS_CONFIG_FILE", "/nonexistent/aws-config")
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/aws-credentials")
         patch.setenv("NO_PROXY", "127.0.0.1")
@@ -34,6 +35,13 @@ def moto_server() -> Iterator[MotoServer]:
 def seaweed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
     """One SeaweedFS for this process's tests; those that kill it take `seaweed`, which starts it again."""
     with running(Seaweed(tmp_path_factory.mktemp("seaweed"))) as server:
+        yield server  # type: ignore[misc]
+
+
+@pytest.fixture(scope="session")
+def localstack_server() -> Iterator[LocalStack]:
+    """One LocalStack for this process's tests, which are marked `localstack`."""
+    with running(LocalStack()) as server:
         yield server  # type: ignore[misc]
 
 
@@ -61,6 +69,12 @@ def s3_env(moto_server: MotoServer, monkeypatch: pytest.MonkeyPatch) -> S3Env:
 def seaweed_env(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> S3Env:
     """A fresh bucket on SeaweedFS; this process and its children find it in their environment."""
     return _entered(seaweed.new_env(), monkeypatch)
+
+
+@pytest.fixture
+def localstack_env(localstack_server: LocalStack, monkeypatch: pytest.MonkeyPatch) -> S3Env:
+    """A fresh bucket on LocalStack; this process and its children find it in their environment."""
+    return _entered(localstack_server.new_env(), monkeypatch)
 
 
 @pytest.fixture

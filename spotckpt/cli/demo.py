@@ -26,7 +26,12 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     type=click.Path(file_okay=False, path_type=Path),
     help="Keep logs, end states and a copy of the bucket in this new directory.",
 )
-def demo(seed: int, keep: Path | None) -> int:
+@click.option(
+    "--s3-port",
+    type=click.IntRange(1, 65535),
+    help="Use the S3 server on this port of 127.0.0.1, as localstack/run.sh starts one, instead of moto's.",
+)
+def demo(seed: int, keep: Path | None, s3_port: int | None) -> int:
     """Interrupt a real training three ways and prove that nothing is lost.
 
     Starts an S3 server and an instance metadata server on this machine, trains once without spotckpt, and once with a
@@ -39,13 +44,14 @@ def demo(seed: int, keep: Path | None) -> int:
     from spotckpt.demo.screen import Screen
     from spotckpt.demo.story import tell
 
-    require_extra()
+    if s3_port is None:
+        require_extra()
     if keep is not None:
         _make_new(keep)
     for number in _STOP_SIGNALS:
         signal.signal(number, _leave)
     screen = Screen(output.console(), log_path=keep / "demo.log" if keep else None)
-    verdict = tell(screen, seed=seed, keep=keep)
+    verdict = tell(screen, seed=seed, keep=keep, s3_port=s3_port or 0)
     return report(verdict, screen)
 
 

@@ -1,4 +1,4 @@
-"""The demo's bucket: moto's S3 server as a process, and a look into it past the slow network."""
+"""The demo's bucket: on moto's S3 server, or on one that runs already, and a look into it past the slow network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spotckpt.demo.process import Child, Output, wait_until
+from botocore.exceptions import BotoCoreError
+
+from spotckpt.demo.process import Child, DemoFailed, Output, wait_until
 from spotckpt.errors import UsageError
 
 BUCKET = "demo"
@@ -55,38 +57,66 @@ def require_extra() -> None:
 
 
 class Bucket:
-    """An S3 server on a free port of 127.0.0.1 with one bucket in it. In memory: it forgets when it stops."""
+    """A bucket on 127.0.0.1 that was not there before and is gone after `stop`.
 
-    def __init__(self, *, log_path: Path, temporary: Path) -> None:
+    Args:
+        port: of an S3 server that runs already; 0 starts one, which forgets everything when it stops.
+        log_path: what the server that is started says.
+        temporary: its directory for temporary files.
+    """
+
+    def __init__(self, *, port: int, log_path: Path, temporary: Path) -> None:
         self._temporary = temporary
-        self._server = Child("bucket", log_path=log_path)
-        self.port = 0
+        self._server = None if port else Child("bucket", log_path=log_path)
+        self.port = port
         self._s3: Any = None
+        self._made = False
 
     def start(self) -> None:
-        """Returns when the bucket is there."""
+        """Returns when the bucket is there.
+
+        Raises:
+            DemoFailed: the server that runs already has one of that name, or does not answer.
+        """
+        if self._server is not None:
+            self._start_server(self._server)
+        self._s3 = _client(self.port)
+        try:
+            if BUCKET in [found["Name"] for found in self._s3.list_buckets()["Buckets"]]:
+                raise DemoFailed(f"there is a bucket {BUCKET} already", hint="delete it, or use another server")
+            self._s3.create_bucket(Bucket=BUCKET)
+        except BotoCoreError as error:
+            raise DemoFailed(f"the S3 server does not answer: {error}", hint="see that it runs") from error
+        self._made = True
+
+    def _start_server(self, server: Child) -> None:
         environment = child_environment(0, temporary=self._temporary) | {"PYTHONUNBUFFERED": "1"}
         output = Output()
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-        self._server.start(command, environment=environment, on_line=output.add)
+        server.start(command, environment=environment, on_line=output.add)
         line = wait_until(
             "the S3 server's port",
             lambda: output.find(r"Running on http://127\.0\.0\.1:(\d+)"),
             _START_TIMEOUT_S,
-            alive=[self._server],
+            alive=[server],
         )
         self.port = int(line[1])
-        self._s3 = _client(self.port)
-        self._s3.create_bucket(Bucket=BUCKET)
 
     @property
-    def pid(self) -> int:
-        """The server's process."""
-        return self._server.pid
+    def server(self) -> str:
+        """Who serves it."""
+        return "an S3 server" if self._server is None else f"moto's S3 server, process {self._server.pid},"
 
     def stop(self) -> None:
-        """Ends the server."""
-        self._server.kill()
+        """Ends the server that was started; on another one, removes the bucket."""
+        if self._server is not None:
+            self._server.kill()
+        elif self._made:
+            for upload in self._s3.list_multipart_uploads(Bucket=BUCKET).get("Uploads", []):
+                self._s3.abort_multipart_upload(Bucket=BUCKET, Key=upload["Key"], UploadId=upload["UploadId"])
+            for key in self._keys():
+                self._s3.delete_object(Bucket=BUCKET, Key=key)
+            self._s3.delete_bucket(Bucket=BUCKET)
 
     def snapshots(self, attempt: int) -> list[str]:
         """Ids of the snapshots that the attempt committed, in order."""

@@ -56,24 +56,25 @@ class Stage:
 
 
 @contextmanager
-def stage(screen: Screen, *, seed: int, keep: Path | None) -> Iterator[Stage]:
+def stage(screen: Screen, *, seed: int, keep: Path | None, s3_port: int) -> Iterator[Stage]:
     """Starts the bucket's server and the network, and makes the directories.
 
     Args:
         screen: where it is told.
         seed: of the training.
         keep: where logs and end states go; None throws them away.
+        s3_port: see `Bucket`.
     """
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spotckpt-demo-")))
         kept = keep or work
-        bucket = Bucket(log_path=kept / "bucket.log", temporary=work)
+        bucket = Bucket(port=s3_port, log_path=kept / "bucket.log", temporary=work)
         stack.callback(bucket.stop)
         bucket.start()
         network = SlowNetwork(upstream_port=bucket.port)
         stack.callback(network.stop)
         network.start()
-        screen.say("bucket", f"moto's S3 server, process {bucket.pid}, listens on 127.0.0.1:{bucket.port}")
+        screen.say("bucket", f"{bucket.server} listens on 127.0.0.1:{bucket.port}")
         yield Stage(screen, seed, work, kept, bucket, network)
 
 
@@ -154,13 +155,13 @@ def compare_ends(stage: Stage) -> Verdict:
     return compare(read_state(stage.end_state("plain")), read_state(stage.end_state("resumed")))
 
 
-def tell(screen: Screen, *, seed: int = 1, keep: Path | None = None) -> Verdict:
+def tell(screen: Screen, *, seed: int = 1, keep: Path | None = None, s3_port: int = 0) -> Verdict:
     """The whole demo. Every process, port and temporary file is gone afterwards, come what may.
 
     Raises:
         DemoFailed: something did not happen that should have.
     """
-    with stage(screen, seed=seed, keep=keep) as set_up:
+    with stage(screen, seed=seed, keep=keep, s3_port=s3_port) as set_up:
         for chapter in (train_plainly, train_until_notice, train_until_killed, train_to_the_end, list_run):
             chapter(set_up)
         if keep:

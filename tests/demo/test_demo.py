@@ -60,10 +60,23 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return tmp_path_factory.mktemp("d")  # a short name: sockets' paths are limited
 
 
+@pytest.mark.localstack
+@pytest.mark.timeout(TIMEOUT_S + 30)
+def test_the_demo_passes_on_localstack_and_leaves_nothing(directory, localstack_server):
+    before = localstack_server.client.list_buckets()["Buckets"]
+    play_through(directory, "--s3-port", str(localstack_server.port))
+    assert localstack_server.client.list_buckets()["Buckets"] == before
+
+
 @pytest.mark.timeout(TIMEOUT_S + 30)
 def test_the_demo_passes_and_leaves_nothing(directory):
+    kept = play_through(directory)
+    _another_ending_is_found(kept)
+
+
+def play_through(directory: Path, *options: str) -> Path:
     kept = directory / "kept"
-    demo = Demo(directory, "--keep", str(kept), "--seed", "3")
+    demo = Demo(directory, "--keep", str(kept), "--seed", "3", *options)
     assert demo.process.wait(TIMEOUT_S) == 0, demo.out.read_text()
     text = demo.out.read_text()
     for words in (
@@ -82,7 +95,7 @@ def test_the_demo_passes_and_leaves_nothing(directory):
 
     check = [sys.executable, "-m", "spotckpt", "verify", str(kept / "bucket" / "run")]
     assert subprocess.run(check, timeout=120, capture_output=True, check=False).returncode == 0
-    _another_ending_is_found(kept)
+    return kept
 
 
 def _another_ending_is_found(kept: Path) -> None:

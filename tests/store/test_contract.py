@@ -1,4 +1,4 @@
-"""What every store promises, asked of each: directory, memory, moto and SeaweedFS, plain and with retries."""
+"""What every store promises, asked of each: directory, memory, moto, SeaweedFS, LocalStack, plain and with retries."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import fsspec
 import pytest
@@ -20,12 +21,16 @@ from spotckpt.store.local import LocalStore
 from spotckpt.store.retry import Retrying
 from spotckpt.store.s3 import S3Store
 from tests.store.ranges import read_ranges
-from tests.support.servers import MotoServer, S3Env, Seaweed
+from tests.support.servers import LocalStack, MotoServer, S3Env, Seaweed
 
-KINDS = ["local", "memory", "moto", "seaweed"]
+KINDS = ["local", "memory", "moto", "seaweed", "localstack"]
 
 
-@pytest.fixture(params=[f"{kind}{suffix}" for kind in KINDS for suffix in ("", "+retries")])
+def _parameter(kind: str, suffix: str) -> Any:
+    return pytest.param(f"{kind}{suffix}", marks=[pytest.mark.localstack] if kind == "localstack" else [])
+
+
+@pytest.fixture(params=[_parameter(kind, suffix) for kind in KINDS for suffix in ("", "+retries")])
 def make(request: pytest.FixtureRequest) -> Iterator[Callable[[], Store]]:
     """Makes stores at one and the same fresh root, as several processes would."""
     kind, _, wrapped = request.param.partition("+")
@@ -61,6 +66,11 @@ def moto_bucket(moto_server: MotoServer) -> S3Env:
 @pytest.fixture(scope="module")
 def seaweed_bucket(seaweed_server: Seaweed) -> S3Env:
     return seaweed_server.new_env()
+
+
+@pytest.fixture(scope="module")
+def localstack_bucket(localstack_server: LocalStack) -> S3Env:
+    return localstack_server.new_env()
 
 
 @pytest.fixture

@@ -88,6 +88,8 @@ class S3Env:
 class S3Server:
     """A process that serves S3 on a port of its own."""
 
+    start_timeout_s = 30.0
+
     def __init__(self) -> None:
         self.port = free_port()
         self.access_key = "AK" + secrets.token_hex(9).upper()
@@ -122,7 +124,7 @@ class S3Server:
     def start(self) -> None:
         """Starts the process and waits until it answers."""
         self._process = self._spawn()
-        wait_until(self._is_ready, timeout_s=30, what=f"{type(self).__name__} on port {self.port}")
+        wait_until(self._is_ready, timeout_s=self.start_timeout_s, what=f"{type(self).__name__} on port {self.port}")
 
     def kill(self) -> None:
         """SIGKILL to the process and its children."""
@@ -225,7 +227,32 @@ class Seaweed(S3Server):
         return _answers(f"{self.url}/healthz")
 
 
-def spawn(command: list[str]) -> subprocess.Popen[bytes]:
+class LocalStack(S3Server):
+    """LocalStack, in the way that `localstack/run.sh` starts it for people: its first start installs it."""
+
+    start_timeout_s = 240.0
+
+    def stop(self) -> None:
+        """Lets the script end the server and clear up after it."""
+        if self._process is not None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(15)
+        super().stop()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        script = Path(__file__).resolve().parents[2] / "localstack" / "run.sh"
+        return spawn([str(script)], PORT=str(self.port))
+
+    def _is_ready(self) -> bool:
+        assert self.is_running, "localstack/run.sh ended: run it by hand to see why"
+        if not _answers(f"{self.url}/_localstack/health"):
+            return False
+        # the script has made its bucket, too
+        return "spotckpt" in [bucket["Name"] for bucket in self.client.list_buckets()["Buckets"]]
+
+
+def spawn(command: list[str], **more: str) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     return subprocess.Popen(
         command,
@@ -233,7 +260,7 @@ def spawn(command: list[str]) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env=environment,
+        env={**environment, **more},
     )
 
 
