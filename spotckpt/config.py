@@ -94,6 +94,7 @@ class Settings:
         overlap: whether the bulk is copied while the next forward and backward run; None: where that costs less.
         keep_best: snapshot whenever this metric improves on the weights just evaluated.
         stale_after_s: an attempt whose heartbeat did not change for this long is taken for dead.
+        reserve_s: what of a notice's time is kept for a slower line, the release, and clocks that disagree.
         sigterm_grace_s: how long after SIGTERM the trainer may still work.
         call_timeout_s: the deadline of one operation on the store, retries included; bulk transfers get more by size.
         metadata_endpoint: where a private agent asks for notices; empty is the real EC2 endpoint.
@@ -106,6 +107,7 @@ class Settings:
     overlap: bool | None = None
     keep_best: Metric | None = None
     stale_after_s: float = 60.0
+    reserve_s: float = 10.0
     sigterm_grace_s: float = 10.0
     call_timeout_s: float = 60.0
     metadata_endpoint: str = ""
@@ -114,6 +116,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.upload_every_s < float("inf"):
             raise SettingError(f"upload_every_s={self.upload_every_s!r} is not a duration", hint="give seconds")
+        if not 0 <= self.reserve_s < 86400:
+            raise SettingError(f"reserve_s={self.reserve_s!r} is not between 0 s and a day", hint="give seconds")
         if not 0 <= self.upload_limit < float("inf"):
             raise SettingError(f"upload_limit={self.upload_limit!r} is no speed", hint="give bytes per second")
         if self.overlap not in (None, True, False):

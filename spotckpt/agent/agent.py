@@ -293,7 +293,7 @@ class Agent:
             "final": notice.is_final,
             "seconds_left": notice.seconds_left(now),
             "id": notice.id,
-            "plan": decision.plan if decision else "snapshot",
+            "plan": decision.plan if decision else "last" if notice.is_final else "snapshot",
             "why": decision.why if decision else notice.describe(now),
         }
 
@@ -338,7 +338,7 @@ class Agent:
             raise AgentError(f"there is no attempt {attempt} of {uri} here", hint="open the run again")
         run.attach(connection.process, parse_environment(message))
         connection.uris.add(uri)
-        return {"attempt": run.token.attempt, "last_committed": run.token.last_committed}
+        return {"attempt": run.token.attempt, "last_committed": run.token.last_committed, "pace": str(run.pace_path)}
 
     def _base(self, connection: Connection, message: Message) -> Message:
         run = self._own(connection, message)
@@ -352,7 +352,7 @@ class Agent:
                 texts_of(message, "skipped"),
             )
         )
-        return {}
+        return {"pace": str(run.pace_path)}
 
     def _slot(self, connection: Connection, message: Message) -> Message:
         run = self._own(connection, message)

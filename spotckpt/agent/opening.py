@@ -88,6 +88,7 @@ class Request:
                 upload_every_s=float(given.get("upload_every_s", Settings.upload_every_s)),
                 upload_limit=float(given.get("upload_limit", Settings.upload_limit)),
                 takeover=bool(given.get("takeover", Settings.takeover)),
+                reserve_s=float(given.get("reserve_s", Settings.reserve_s)),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"settings {given!r}: {error}", hint="give seconds") from error
@@ -254,6 +255,7 @@ class _Porch:
             call_timeout_s=self.request.settings.call_timeout_s,
             upload_every_s=self.request.settings.upload_every_s,
             upload_limit=self.request.settings.upload_limit,
+            reserve_s=self.request.settings.reserve_s,
         )
 
 

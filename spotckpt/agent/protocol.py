@@ -8,8 +8,8 @@ request still being worked on carries its number as `call`.
 |---|---|---|
 | `hello` | version, pid, start_time, boot_id | agent_pid, version, notice (as the event, or null) |
 | `open` | uri, selector, settings {stale_after_s, takeover, …}, environment, arguments | attempt, run_id, highest |
-| `base` | uri, snapshot or null, selector, consumed, skipped | |
-| `attach` | uri, attempt, environment | attempt, last_committed |
+| `base` | uri, snapshot or null, selector, consumed, skipped | pace, a file for `PaceWriter` |
+| `attach` | uri, attempt, environment | attempt, last_committed, pace |
 | `prepare` | uri, size_bytes | slots [{path, data_path}], allocated now |
 | `slot` | uri, size_bytes, step, wait_s (0) | path, data_path, generation, snapshot, size_bytes; or busy, wait |
 | `where` | uri, snapshot | path, data_path of a slot that holds it; or nothing |
@@ -23,6 +23,7 @@ request still being worked on carries its number as `call`.
 | `waiting` | call, message | while `open` waits |
 | `progress` | call, uri, id, sent_bytes, total_bytes | while `drain` and `close` upload |
 | `notice` | kind, action, final, seconds_left or null, id, plan, why | when it comes |
+| `plan` | uri, kind, action, seconds_left or null, plan, why | when that changes, after a final notice |
 | `committed` | uri, id, acknowledged | |
 | `superseded` | uri, id or null, message | once |
 | `dropped` | uri, id, reason | when a snapshot that was asked for gives way to a newer one |
@@ -30,9 +31,9 @@ request still being worked on carries its number as `call`.
 | `error` | uri, error, message, hint | when an upload fails; it is tried again |
 
 `acknowledged` in the reply to `drain` and `close` says that nothing sealed is left uncommitted; otherwise `failure` is
-{error, message, hint}, to be read with `to_error`. `plan` in the event `notice` is `snapshot` (stage one more as soon
-as you can), `stop` (no time for one: close now) or `continue`. `busy` with `wait` says that there is one slot only: ask
-again with `wait_s`, until it is uploaded.
+{error, message, hint}, to be read with `to_error`. `plan` is `continue`, `snapshot` (stage one as soon as you can and
+go on), `last` (stage one as soon as you can, then close) or `stop` (no time for one: close now). `busy` with `wait`
+says that there is one slot only: ask again with `wait_s`, until it is uploaded.
 """
 
 from __future__ import annotations

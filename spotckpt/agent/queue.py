@@ -30,6 +30,7 @@ class Queue:
     Attributes:
         urgent: what is sealed goes at once.
         deadline: when the machine goes.
+        held_below: older snapshots than this sequence number wait, as a newer one comes at once.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Queue:
         self._clock = clock
         self._last_began = -math.inf
         self.urgent = False
+        self.held_below = 0
         self.deadline = Deadline(math.inf, clock.now)
 
     def pending(self) -> list[tuple[SpoolSlot, Seal]]:
@@ -68,15 +70,15 @@ class Queue:
         if not self.pending():
             return None
         for older, seal in self._spool.outdated():
-            self._drop(older, seal)
+            self.drop(older, seal)
         pending = self._spool.sealed()
         if len(pending) > 1 and not self._has_time_for(sum(seal.data_bytes for _, seal in pending)):
             for older, seal in pending[1:]:
-                self._drop(older, seal)
+                self.drop(older, seal)
         pending = self._spool.sealed()
-        return (
-            pending[-1] if left or self._is_due(pending) else None
-        )  # in the order of the ids: a parent before its child
+        newest = SnapshotId.parse(pending[0][1].id)
+        goes = left or (newest.sequence >= self.held_below and self._is_due(pending))
+        return pending[-1] if goes else None  # in the order of the ids: a parent before its child
 
     def committed(self, began: float) -> None:
         """An upload that began then has succeeded, and its slot is free."""
@@ -96,9 +98,15 @@ class Queue:
         if self.deadline.passed:  # and we are still here: it was another's, or the machine did not go
             return True
         bandwidth = self._bandwidth() or SLOWEST_BYTES_PER_S
-        return fits(size_bytes, seconds_left=self.deadline.seconds_left, bandwidth=bandwidth)
+        return fits(
+            size_bytes,
+            seconds_left=self.deadline.seconds_left,
+            bandwidth=bandwidth,
+            reserve_s=self._spool.token.reserve_s,
+        )
 
-    def _drop(self, slot: SpoolSlot, seal: Seal) -> None:
+    def drop(self, slot: SpoolSlot, seal: Seal) -> None:
+        """Frees the slot of a snapshot that gives way to a newer one."""
         _LOG.log(logging.WARNING if seal.is_kept else logging.INFO, "%s is dropped unsent for a newer one", seal.id)
         if seal.is_kept:
             self._on_drop(seal)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from spotckpt.agent.answering import Answers
 from spotckpt.agent.commons import Commons
 from spotckpt.agent.draining import drain
 from spotckpt.agent.log import about
 from spotckpt.agent.options import AgentOptions
+from spotckpt.agent.pace import PACE_NAME
 from spotckpt.agent.planner import Decision
 from spotckpt.agent.processes import Process
 from spotckpt.agent.protocol import Message, error_fields
@@ -76,10 +78,11 @@ class Run:
             adopted=adopted,
             clock=clock,
         )
+        self.uploads.sender.store = self._open_store(environment, sent=self.uploads.sender.gone)
         if trainer is None:
             self.uploads.return_by = Deadline.after(self.token.stale_after_s, clock)
         self._adopted = adopted
-        self._answers = Answers(self.uploads, clock)
+        self._answers = Answers(self.uploads, tell=emit, clock=clock)
 
     def start(self) -> None:
         """Begins to beat and to upload. A new attempt's first heartbeat is written before this returns."""
@@ -104,7 +107,12 @@ class Run:
         """Whether the trainer has closed it or is gone."""
         return self.uploads.left_at is not None
 
-    def _open_store(self, environment: Mapping[str, str] | None) -> Store:
+    @property
+    def pace_path(self) -> Path:
+        """Where the trainer writes its boundaries."""
+        return self.spool.path / PACE_NAME
+
+    def _open_store(self, environment: Mapping[str, str] | None, sent: Callable[[int], None] | None = None) -> Store:
         token = self.token
         return open_store(
             self.uri,
@@ -112,6 +120,7 @@ class Run:
             call_timeout_s=token.call_timeout_s,
             bandwidth_limit=token.upload_limit or None,
             share=self._share,
+            sent=sent,
         )
 
     # ---- for the trainer
@@ -137,6 +146,7 @@ class Run:
     def use_environment(self, environment: Mapping[str, str] | None) -> None:
         """Goes on with other credentials, at once."""
         self.uploads.store = self._open_store(environment)
+        self.uploads.sender.store = self._open_store(environment, sent=self.uploads.sender.gone)
         self.uploads.hurry()
 
     def write_base(self, base: Base) -> None:

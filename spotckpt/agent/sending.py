@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from spotckpt.agent.bandwidth import Bandwidth
 from spotckpt.agent.protocol import Message
 from spotckpt.agent.slots import Seal
 from spotckpt.agent.spool import RunSpool, SpoolSlot
@@ -25,7 +27,6 @@ _LOG = logging.getLogger(__name__)
 
 BACKOFF_LIMIT_S = 60.0
 SLOWEST_BYTES_PER_S = 1e6
-_MEASURABLE_BYTES = 1 << 20
 _LONGEST_LOOK_S = 10.0
 """For the parent's table; after a notice the time is better spent on sending everything."""
 
@@ -34,13 +35,39 @@ class UnreadableSlot(SpoolError):
     """What the trainer wrote cannot be read, and never will be."""
 
 
+class GivenUp(SpoolError):
+    """The upload was ended for a newer snapshot."""
+
+
 @dataclass
 class Transfer:
-    """The upload under way."""
+    """The upload under way.
+
+    Attributes:
+        id: the snapshot.
+        total_bytes: what is to be sent of it.
+        began: on the agent's clock.
+        sent_bytes: what the store has confirmed.
+        gone_bytes: what has gone over the line, confirmed or not, and more than once if it was lost.
+        given_up: it shall end.
+    """
 
     id: str
     total_bytes: int
+    began: float
     sent_bytes: int = 0
+    gone_bytes: int = 0
+    given_up: bool = False
+
+    @property
+    def left_bytes(self) -> int:
+        """What is not on its way yet, as far as can be told."""
+        return max(0, self.total_bytes - max(self.sent_bytes, self.gone_bytes))
+
+    def check(self) -> None:
+        """Raises GivenUp if it shall end."""
+        if self.given_up:
+            raise GivenUp(f"{self.id} is given up for a newer snapshot", hint="that one is on its way")
 
     def to_json(self) -> Message:
         """As in `status` and in the event `progress`."""
@@ -51,16 +78,18 @@ class Sender:
     """Sends one run's slots, one at a time.
 
     Attributes:
+        store: where to; it tells `gone`. With other credentials when there are some.
         transfer: what is being sent, or None.
-        bandwidth: bytes per second of the last upload that was long enough to tell.
         share: of the last snapshot's bytes, how much was sent: unchanged tensors are not.
+        copy_s: from the last snapshot's boundary to its seal.
+        commit_s: what its upload took beside its bytes.
     """
 
     def __init__(
         self,
         spool: RunSpool,
+        store: Store,
         *,
-        store: Callable[[], Store],
         require_ours: Callable[[], None],
         slowest: float | None,
         clock: Clock,
@@ -68,13 +97,30 @@ class Sender:
         """Args: `require_ours` raises Superseded once a later attempt is known; `slowest`: see `Commons`."""
         self._spool = spool
         self._slowest = slowest
-        self._store = store
+        self.store = store
         self._require_ours = require_ours
         self._clock = clock
         self._previous: Previous | None = None
+        self._line = Bandwidth()
+        self._measuring = threading.Lock()
         self.transfer: Transfer | None = None
-        self.bandwidth: float | None = None
         self.share = 1.0
+        self.copy_s = self.commit_s = 0.0
+
+    @property
+    def bandwidth(self) -> float | None:
+        """Bytes per second, as measured: of what is being sent, else of what was; None before anything was."""
+        with self._measuring:
+            return self._line.estimate(self._clock.now())
+
+    def gone(self, size_bytes: int) -> None:
+        """So many bytes went over the line. From any thread of a transfer; ends one that is given up."""
+        transfer = self.transfer
+        if transfer is not None:
+            transfer.check()
+            with self._measuring:
+                transfer.gone_bytes += size_bytes
+                self._line.sent(self._clock.now(), transfer.gone_bytes)
 
     def send(self, slot: SpoolSlot, seal: Seal) -> None:
         """Returning means acknowledged. Trying again after an error goes on where it can.
@@ -95,44 +141,72 @@ class Sender:
         # upload may choose other tensors to send, and its bytes would not be those that the first manifest names
         manifest = _read(slot, SpoolSlot.manifest)
         if manifest is None:
-            manifest = self._upload(slot, seal, still_valid)
+            began = self._clock.now()
+            manifest, bytes_s = self._upload(slot, seal, still_valid)
             slot.keep_manifest(manifest)
-        still_valid()
-        commit(self._store(), manifest)
+            still_valid()
+            commit(self.store, manifest)
+            self.commit_s = self._clock.now() - began - bytes_s
+        else:
+            commit(self.store, manifest)
 
-    def _upload(self, slot: SpoolSlot, seal: Seal, still_valid: Callable[[], None]) -> Manifest:
+    def _upload(self, slot: SpoolSlot, seal: Seal, still_valid: Callable[[], None]) -> tuple[Manifest, float]:
+        """The manifest, and how many seconds bytes were under way."""
         staged = _read(slot, SpoolSlot.staged)
-        self.transfer = transfer = Transfer(seal.id, seal.data_bytes)
+        self.copy_s = max(staged.timings.get("stage", 0.0), staged.timings.get("copy", 0.0))
+        transfer = Transfer(seal.id, seal.data_bytes, self._clock.now())
         token = self._spool.token
 
+        began_at = confirmed_at = transfer.began
+
         def progress(sent: int) -> None:
-            transfer.sent_bytes += sent
+            nonlocal confirmed_at
+            transfer.check()
+            with self._measuring:
+                transfer.sent_bytes += sent
+                confirmed_at = self._clock.now()
+                if transfer.sent_bytes > transfer.gone_bytes:  # the store does not tell what goes
+                    transfer.gone_bytes = transfer.sent_bytes
+                    self._line.sent(confirmed_at, transfer.gone_bytes)
 
         def planned(count: int) -> None:
-            transfer.total_bytes = transfer.sent_bytes + count
+            nonlocal began_at, confirmed_at
+            transfer.check()
+            transfer.total_bytes = max(transfer.sent_bytes, transfer.gone_bytes) + count
+            if not transfer.gone_bytes:
+                began_at = confirmed_at = self._clock.now()
+                with self._measuring:
+                    self._line.begin(began_at)
 
         # a line that is slower is hardly a line; but what the user's limit slows down must still end
         limits = [limit for limit in (token.upload_limit, self._slowest) if limit]
         slowest = min([SLOWEST_BYTES_PER_S, *(limit / 2 for limit in limits)])
-        manifest, self._previous = upload(
-            self._store(),
-            staged,
-            slot.view(seal.data_bytes),
-            run_id=token.run_id,
-            parent=token.parent,
-            previous=self._known_parent(),
-            deadline=Deadline.after(token.call_timeout_s + seal.data_bytes / slowest, self._clock),
-            progress=progress,
-            planned=planned,
-            still_valid=still_valid,
-            say=_LOG.warning,
-            clock=self._clock,
-        )
-        seconds = manifest.timings["upload"]
-        if transfer.sent_bytes >= _MEASURABLE_BYTES and seconds > 0:
-            self.bandwidth = transfer.sent_bytes / seconds
+        self.transfer = transfer
+        try:
+            manifest, self._previous = upload(
+                self.store,
+                staged,
+                slot.view(seal.data_bytes),
+                run_id=token.run_id,
+                parent=token.parent,
+                previous=self._known_parent(),
+                deadline=Deadline.after(token.call_timeout_s + seal.data_bytes / slowest, self._clock),
+                progress=progress,
+                planned=planned,
+                still_valid=still_valid,
+                say=_LOG.warning,
+                clock=self._clock,
+            )
+        except BaseException:
+            self._ended(self._clock.now(), whole=False)
+            raise
+        self._ended(confirmed_at, whole=True)
         self.share = min(1.0, transfer.total_bytes / max(seal.data_bytes, 1))
-        return manifest
+        return manifest, confirmed_at - began_at
+
+    def _ended(self, at: float, *, whole: bool) -> None:
+        with self._measuring:
+            self._line.end(at, whole=whole)
 
     def _known_parent(self) -> Previous | None:
         """What the next snapshot may refer to."""
@@ -144,7 +218,7 @@ class Sender:
             return previous
         # it was another attempt's or another agent's, or what we sent last was not committed
         deadline = Deadline.after(min(token.call_timeout_s, _LONGEST_LOOK_S), self._clock)
-        return find_previous(self._store(), parent, run_id=token.run_id, say=_LOG.warning, deadline=deadline)
+        return find_previous(self.store, parent, run_id=token.run_id, say=_LOG.warning, deadline=deadline)
 
 
 def _read(slot: SpoolSlot, what: Callable[[SpoolSlot], T]) -> T:

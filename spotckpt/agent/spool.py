@@ -31,6 +31,7 @@ from spotckpt.agent.files import remove_durably, write_durably
 from spotckpt.agent.paths import make_private_dir
 from spotckpt.agent.processes import boot_id
 from spotckpt.agent.slots import SEAL_NAME, STAGED_NAME, Seal
+from spotckpt.config import Settings
 from spotckpt.errors import AgentError, SpoolError, SpotckptError
 from spotckpt.snapshot.keys import SnapshotId, manifest_key
 from spotckpt.snapshot.manifest import Manifest
@@ -65,6 +66,8 @@ class Token:
         call_timeout_s: the run's setting.
         upload_every_s: the run's setting.
         upload_limit: the run's setting.
+        reserve_s: the run's setting.
+        lost: what the interruption before this attempt cost; None if it is not known.
     """
 
     uri: str
@@ -85,6 +88,8 @@ class Token:
     next_generation: int = 1
     upload_every_s: float = 0.0
     upload_limit: float = 0.0
+    reserve_s: float = Settings.reserve_s
+    lost: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.planner import overrun
 from spotckpt.agent.protocol import Message, error_fields
 from spotckpt.agent.queue import Queue
-from spotckpt.agent.sending import SLOWEST_BYTES_PER_S, Backoff, Sender, UnreadableSlot
+from spotckpt.agent.sending import SLOWEST_BYTES_PER_S, Backoff, GivenUp, Sender, UnreadableSlot
 from spotckpt.agent.slots import Seal
 from spotckpt.agent.spool import RunSpool, SpoolSlot, Token
 from spotckpt.deadline import Clock, Deadline
@@ -85,13 +85,7 @@ class Uploads:
         self._is_slow = False
         self.snapshot_bytes: int | None = None
         self.backoff = Backoff(clock)
-        self.sender = Sender(
-            spool,
-            store=lambda: self.store,
-            require_ours=self.require_ours,
-            slowest=commons.slowest,
-            clock=clock,
-        )
+        self.sender = Sender(spool, store, require_ours=self.require_ours, slowest=commons.slowest, clock=clock)
         self.lender = Lender(spool, options, self.changed, tell=self._warn, commons=commons)
         self.queue = Queue(
             spool, self.lender, bandwidth=lambda: self.sender.bandwidth, on_drop=self._dropped_unsent, clock=clock
@@ -212,6 +206,10 @@ class Uploads:
             self._committed(slot, seal.id, began)
         except Superseded as error:
             self._supersede(error, seal.id)
+        except GivenUp as error:
+            _LOG.info("%s", error.message)
+            with self.changed:
+                self.queue.drop(slot, seal)
         except UnreadableSlot as error:
             self.dropped = error
             self._failed(error)
@@ -247,7 +245,7 @@ class Uploads:
         transfer, bandwidth = self.sender.transfer, self.sender.bandwidth
         if transfer is None or bandwidth is None:
             return
-        warning = overrun(transfer.total_bytes, bandwidth)
+        warning = overrun(transfer.total_bytes, bandwidth, reserve_s=self._token.reserve_s)
         if warning and not self._is_slow:
             _LOG.warning("%s: %s", self._token.uri, warning)
             self._warn(warning)

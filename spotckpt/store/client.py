@@ -63,6 +63,7 @@ class Call:
     mutates: bool = False
     halt: Halt = field(default_factory=Halt)
     pace: Callable[[int], None] | None = None
+    sent: Callable[[int], None] | None = None
 
 
 class Client:
@@ -240,7 +241,8 @@ class _Here:
                 body.append(read_small(response))
 
         outgoing = Outgoing(request.method, request.url, _text(request.headers), _buffers(request.body))
-        limits = Limits(call.deadline, call.halt, call.pace if isinstance(request.body, Body) else None)
+        of_body = (call.pace, call.sent) if isinstance(request.body, Body) else ()
+        limits = Limits(call.deadline, call.halt, *of_body)
         response = self.pool.exchange(outgoing, limits, take_answer)
         return AWSResponse(request.url, response.status, response.headers, _Taken(b"".join(body)))
 

@@ -31,6 +31,7 @@ SILENCE_TIMEOUT_S = 20.0
 _SMALL_BYTES = 64 << 10
 _JOINED_BYTES = 256 << 10
 _PACED_BYTES = 64 << 10
+_COUNTED_BYTES = 1 << 20
 _FIRST_BYTES = 64 << 10
 
 
@@ -42,11 +43,13 @@ class Limits:
         deadline: when it is over.
         halt: ends it from another thread.
         pace: called before that many bytes of a body are sent; may wait.
+        sent: called after that many bytes of a body were handed to the kernel; raising in it ends the exchange.
     """
 
     deadline: Deadline
     halt: Halt = field(default_factory=Halt)
     pace: Callable[[int], None] | None = None
+    sent: Callable[[int], None] | None = None
 
     def seconds_left(self) -> float:
         """Until the deadline.
@@ -126,8 +129,12 @@ class Connection:
         self.has_sent = True
         self._lines.send(memoryview(head), limits)
         for piece in joined(body):
-            for part in _paced(piece, limits.pace):
+            for part in _portions(piece, limits):
+                if limits.pace is not None:
+                    limits.pace(len(part))
                 self._lines.send(part, limits)
+                if limits.sent is not None:
+                    limits.sent(len(part))
 
     def answer(self, method: str, limits: Limits) -> HTTPResponse:
         """Reads the head of the answer; its body is read within the same limits."""
@@ -270,14 +277,11 @@ def joined(buffers: Sequence[memoryview]) -> Iterator[memoryview]:
         yield memoryview(b"".join(small))
 
 
-def _paced(piece: memoryview, pace: Callable[[int], None] | None) -> Iterator[memoryview]:
-    if pace is None:
-        yield piece
-        return
-    for start in range(0, len(piece), _PACED_BYTES):
-        part = piece[start : start + _PACED_BYTES]
-        pace(len(part))
-        yield part
+def _portions(piece: memoryview, limits: Limits) -> Iterator[memoryview]:
+    """As large as may be: each costs a system call and a turn through Python."""
+    most = _PACED_BYTES if limits.pace else _COUNTED_BYTES if limits.sent else len(piece)
+    for start in range(0, len(piece), most):
+        yield piece[start : start + most]
 
 
 def _refused(answer: HTTPResponse) -> ConnectionError:

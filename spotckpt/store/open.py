@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock
@@ -25,6 +25,7 @@ def open_store(
     clock: Clock = SYSTEM_CLOCK,
     bandwidth_limit: float | None = None,
     share: Pace | None = None,
+    sent: Callable[[int], None] | None = None,
 ) -> Store:
     """The store below a URI, with retries. Nothing is asked of it yet.
 
@@ -35,23 +36,31 @@ def open_store(
         clock: for deadlines and for waiting between tries.
         bandwidth_limit: how many bytes a second `put` may send; None is as fast as it goes.
         share: of a limit that this store has in common with others.
+        sent: told of the bytes of a `put` as they go, confirmed or not, where the store can tell; raising in it gives
+            the transfer up.
 
     Raises:
         AddressError: the protocol is unknown, or its package is not installed.
     """
     given = dict(os.environ) if environment is None else dict(environment)
     own = None if bandwidth_limit is None else Limiter(bandwidth_limit, clock)
-    return Retrying(_plain(uri, given, both(own, share), call_timeout_s=call_timeout_s, clock=clock))
+    return Retrying(_plain(uri, given, both(own, share), sent, call_timeout_s=call_timeout_s, clock=clock))
 
 
-def _plain(uri: str, environment: Mapping[str, str], limiter: Pace | None, **options: Any) -> Store:
+def _plain(
+    uri: str,
+    environment: Mapping[str, str],
+    limiter: Pace | None,
+    sent: Callable[[int], None] | None,
+    **options: Any,
+) -> Store:
     protocol, _, path = uri.rpartition("://")
     if protocol in ("", "file", "local"):
         return LocalStore(path, limiter=limiter, **options)
     if protocol in ("s3", "s3a"):
         from spotckpt.store.s3 import S3Store
 
-        return S3Store(uri, environment=environment, limiter=limiter, **options)
+        return S3Store(uri, environment=environment, limiter=limiter, sent=sent, **options)
     return _generic(uri, protocol, **options)
 
 

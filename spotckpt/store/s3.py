@@ -10,7 +10,8 @@ from __future__ import annotations
 import builtins
 import functools
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -54,6 +55,7 @@ class S3Store(Store):
         call_timeout_s: the deadline of a call that is given none.
         clock: for deadlines.
         limiter: asked before each piece of a `put` is sent.
+        sent: told of each piece of a `put` that has gone, confirmed or not; raising in it gives the transfer up.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class S3Store(Store):
         call_timeout_s: float = 60.0,
         clock: Clock = SYSTEM_CLOCK,
         limiter: Pace | None = None,
+        sent: Callable[[int], None] | None = None,
     ) -> None:
         self.bucket, _, prefix = uri.partition("://")[2].partition("/")
         self._prefix = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
@@ -72,6 +75,7 @@ class S3Store(Store):
         self.clock = clock
         self._client = Client.of(environment)
         self._limiter = limiter
+        self._sent = sent
         self._bucket_seen = False
 
     def create(self, key: str, data: bytes, *, deadline: Deadline | None = None) -> None:
@@ -90,7 +94,8 @@ class S3Store(Store):
     ) -> Stat:
         """See `Store.put`. Up to 16 MiB in one request, above that in parts."""
         size_bytes = size_of(data)
-        call = self._call("put", key, self.until(deadline, size_bytes=size_bytes), mutates=True, pace=self._limiter)
+        deadline = self.until(deadline, size_bytes=size_bytes)
+        call = replace(self._call("put", key, deadline, mutates=True), pace=self._limiter, sent=self._sent)
         if size_bytes > SINGLE_PUT_BYTES:
             Upload(self._client, call, self._place(key), self.clock).send(data, progress, reading)
         else:
@@ -172,10 +177,8 @@ class S3Store(Store):
         """See `Store.close`."""
         self._client.close()
 
-    def _call(
-        self, operation: str, key: str, deadline: Deadline, *, mutates: bool = False, pace: Pace | None = None
-    ) -> Call:
-        return Call(operation, f"{self.uri}/{key}", deadline, mutates, pace=pace)
+    def _call(self, operation: str, key: str, deadline: Deadline, *, mutates: bool = False) -> Call:
+        return Call(operation, f"{self.uri}/{key}", deadline, mutates)
 
     def _place(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self._prefix + check_key(key)}

@@ -40,6 +40,7 @@ class News:
     Attributes:
         attention: something else has changed.
         stop: the training must stop.
+        leaving: the machine will go, and the agent tells when to stop; None until then.
         early: a snapshot is wanted soon, though the training goes on.
         superseded: another attempt owns the run.
         committed: the newest acknowledged snapshot.
@@ -50,6 +51,7 @@ class News:
         self.uri = uri
         self.attention = False
         self.stop: Stop | None = None
+        self.leaving: Stop | None = None
         self.early = False
         self.superseded: Superseded | None = None
         self.committed: str | None = None
@@ -90,6 +92,10 @@ class News:
         match message.get("event"):
             case "notice":
                 self.hear_notice(message)
+            case "plan" if message.get("uri") == self.uri:
+                self._follow(message)
+            case "lost" if self.leaving is not None and self.stop is None:
+                self.stop_for(self.leaving)  # nobody will tell when
             case "committed" if message.get("uri") == self.uri:
                 self.committed = message.get("id")
                 return
@@ -113,19 +119,28 @@ class News:
         self.attention = True
 
     def hear_notice(self, message: Message) -> None:
-        """Takes a notice: a final one stops the training, a hint asks for an early snapshot."""
+        """Takes a notice: after a final one the agent says how long to go on, a hint asks for an early snapshot."""
         if self.opening:  # the agent itself waits until it is over
             return
-        plan = message.get("plan", "snapshot")
         if not message.get("final"):
-            self.early = self.early or plan == "snapshot"
+            self.early = self.early or message.get("plan") != "continue"
             return
-        left = message.get("seconds_left")
+        self._follow(message)
+
+    def _follow(self, message: Message) -> None:
+        """Does as the agent has planned; without a plan the training stops."""
+        plan, left = message.get("plan", "last"), message.get("seconds_left")
         deadline = None if left is None else Deadline.after(float(left))
-        if plan == "stop" and self.stop is None:
+        stop = Stop(f"{message.get('kind', 'spot')} notice ({message.get('action')})", deadline)
+        if plan in ("continue", "snapshot"):
+            if self.leaving is None:
+                say(f"{stop.why}{_in_seconds(stop.deadline)}: training goes on as long as it can still be saved")
+            self.early = self.early or plan == "snapshot"
+        elif plan == "stop" and self.stop is None:
             say(f"no further snapshot is taken: {message.get('why')}")
-        why = f"{message.get('kind', 'spot')} notice ({message.get('action')})"
-        self.stop_for(Stop(why, deadline, plan == "snapshot"))
+        self.leaving = stop
+        if plan in ("last", "stop"):
+            self.stop_for(replace(stop, snapshot=plan == "last"))
 
     def _hear_error(self, error: SpotckptError | StopTraining) -> None:
         if isinstance(error, Superseded):

@@ -28,6 +28,7 @@ class Options(TypedDict, total=False):
             change them; None: on CUDA, and where the CPU has a core to spare.
         keep_best: a metric; whenever it improves, the weights just evaluated are kept: "valid/top1:max".
         stale_after: an attempt that shows no sign of life for this long is taken for dead.
+        reserve: what of a notice's time is kept for a line that slows down, the release, and clocks that disagree.
         sigterm_grace: how long after SIGTERM the process may still work.
         call_timeout: the deadline of one request to the store.
         metadata_endpoint: where a private agent asks for notices instead of EC2's own address.
@@ -44,6 +45,7 @@ class Options(TypedDict, total=False):
     overlap: bool | None
     keep_best: str | None
     stale_after: float | str | timedelta
+    reserve: float | str | timedelta
     sigterm_grace: float | str | timedelta
     call_timeout: float | str | timedelta
     metadata_endpoint: str
@@ -148,6 +150,7 @@ def make_settings(options: Options) -> Settings:
         overlap=options.get("overlap"),
         keep_best=_metric(options.get("keep_best")),
         stale_after_s=parse_seconds(options.get("stale_after", 60.0), name="stale_after"),
+        reserve_s=parse_seconds(options.get("reserve", Settings.reserve_s), name="reserve"),
         sigterm_grace_s=_sigterm_grace_s(options),
         call_timeout_s=parse_seconds(options.get("call_timeout", 60.0), name="call_timeout"),
         metadata_endpoint=endpoint,

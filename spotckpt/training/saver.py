@@ -88,6 +88,7 @@ class Saver:
             SpotckptError: the state cannot be saved, or the agent cannot.
         """
         session = self.session
+        session.passed(self._state.step)
         if self._stager.under_way:
             with children_waiting():
                 self._settle()
@@ -181,7 +182,7 @@ class Saver:
             return "manual"
         if self._evaluation.improved:
             return "best"
-        if self._schedule.due(self._state.step):
+        if self.session.news.leaving is None and self._schedule.due(self._state.step):
             return "periodic"
         return None
 

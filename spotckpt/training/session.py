@@ -13,6 +13,7 @@ from typing import Any
 
 from spotckpt.address import Selector
 from spotckpt.agent.client import Client, OnEvent, Unanswered
+from spotckpt.agent.pace import PaceWriter
 from spotckpt.agent.protocol import Message, to_error
 from spotckpt.agent.slots import Slot
 from spotckpt.agent.spawn import ensure_agent
@@ -70,6 +71,7 @@ class Session:
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._environment = aws_environment()
+        self._pace: PaceWriter | None = None
         self._term = TermSignal(self._on_sigterm)
 
     # Starting
@@ -110,7 +112,7 @@ class Session:
             Interrupted: SIGTERM or a notice came meanwhile.
             SpotckptError: as the agent says.
         """
-        self._ask(
+        reply = self._ask(
             "base",
             uri=self.uri,
             snapshot=snapshot,
@@ -118,6 +120,7 @@ class Session:
             consumed=list(consumed),
             skipped=list(skipped),
         )
+        self._open_pace(reply)
 
     def where(self, snapshot: str) -> tuple[Path, Path] | None:
         """A slot of this machine's spool that holds the snapshot: its directory and its data file. Before the base."""
@@ -136,6 +139,16 @@ class Session:
             self._start_reviving()
 
     # While training
+
+    def passed(self, step: int) -> None:
+        """Tells of a boundary, whether or not anybody looks."""
+        if self._pace is not None:
+            self._pace.boundary(step)
+
+    def _open_pace(self, reply: Message) -> None:
+        """Without it the agent only guesses when a boundary comes."""
+        with contextlib.suppress(OSError, KeyError):
+            self._pace = PaceWriter(Path(reply["pace"]))
 
     def prepare(self, size_bytes: int) -> list[tuple[Path, Path]]:
         """Has the agent allocate the slots; (directory, data file) of each. It takes its time: not for the loop."""
@@ -302,6 +315,7 @@ class Session:
                 self._lost = True
                 raise
             self.news.committed = reply.get("last_committed") or self.news.committed
+            self._open_pace(reply)
 
     def _revived(self, wait_s: float) -> bool:
         """Brings an agent back: at once, for a snapshot that is worth waiting for; else while the training goes on."""
@@ -338,7 +352,7 @@ class Session:
             pause_s = min(2 * pause_s, REVIVE_PAUSE_S)
 
     def _settings_fields(self) -> dict[str, float]:
-        names = ("stale_after_s", "call_timeout_s", "upload_every_s", "upload_limit", "takeover")
+        names = ("stale_after_s", "call_timeout_s", "upload_every_s", "upload_limit", "reserve_s", "takeover")
         return {name: getattr(self.settings, name) for name in names}
 
     def _on_event(self, connection: int, message: Message) -> None:

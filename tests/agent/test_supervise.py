@@ -145,7 +145,7 @@ def test_a_trainer_that_a_shell_hides_hears_of_sigterm_from_the_agent(here: Mach
     trainer.open(uri)
     trainer.send(signal.SIGTERM)
     event = trainer.wait_event("notice")
-    assert (event["kind"], event["final"], event["plan"]) == ("signal", True, "snapshot")
+    assert (event["kind"], event["final"], event["plan"]) == ("signal", True, "last")
     assert event["seconds_left"] < 10
     staged = trainer.stage(uri, 4)["snapshot"]
     assert trainer.call("close", uri=uri, deadline_s=8)["committed"] == staged

@@ -71,7 +71,7 @@ def wait_restarted(machine: Booted, unit: str, times: int) -> None:
     def again() -> bool:
         return machine.show(unit, "NRestarts") == str(times) and machine.show(unit, "ActiveState") == "active"
 
-    wait_until(again, timeout_s=30, what=f"restart {times} of {unit}")
+    wait_until(again, timeout_s=40, what=f"restart {times} of {unit}")
 
 
 def agent_is_killed_and_hangs(machine: Booted, env: S3Env) -> None:

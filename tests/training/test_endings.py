@@ -145,7 +145,7 @@ def test_a_notice_stops_the_training_and_a_restart_waits_without_claiming(here: 
     trainer = here.start(bucket.uri, "--every=1h", "--at=4", "--act=spin")
     trainer.wait_for("spinning")
     with here.client() as client:
-        client.call("notify", timeout=10, action="terminate", in_s=100)
+        client.call("notify", timeout=10, action="terminate")
     trainer.wait_to_say("terminate")
     trainer.go()
     assert trainer.wait() == 75
@@ -201,7 +201,7 @@ def test_an_agent_that_dies_is_replaced_at_once_and_its_successor_is_heard(here:
     trainer.wait_to_say("the new agent has taken over")
     assert here.agent_pid() != before
     with here.client() as client:
-        client.call("notify", timeout=10, action="terminate", in_s=60)
+        client.call("notify", timeout=10, action="terminate")
     trainer.wait_to_say("stopping at the next boundary")
     trainer.go()
     assert trainer.wait() == 75, trainer.said

@@ -26,6 +26,7 @@ parser.add_argument("--every", default="1 steps")
 parser.add_argument("--upload-every", default="0s")
 parser.add_argument("--keep-best")
 parser.add_argument("--stale-after", default="60s")
+parser.add_argument("--reserve", default="10s")
 parser.add_argument("--sigterm-grace", default="10s")
 parser.add_argument("--metadata-endpoint", default="")
 parser.add_argument("--init-from")
@@ -124,6 +125,7 @@ def act(run: Run, extra: Broken) -> None:  # noqa: C901, PLR0912
     upload_every=args.upload_every,
     keep_best=args.keep_best,
     stale_after=args.stale_after,
+    reserve=args.reserve,
     sigterm_grace=args.sigterm_grace,
     metadata_endpoint=args.metadata_endpoint,
     init_from=args.init_from,
