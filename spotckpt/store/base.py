@@ -5,9 +5,11 @@ A `Store` is rooted at a run's URI, so keys are relative (`attempts/0003.json`).
 
 from __future__ import annotations
 
+import builtins
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.errors import AlreadyExists, LimitExceeded, NotFound, OutcomeUnknown, StoreError
@@ -31,11 +33,33 @@ Arrived = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Stat:
-    """An object as the store reports it. `etag` changes whenever the bytes are written again."""
+    """An object as the store reports it.
+
+    Attributes:
+        etag: changes whenever the bytes are written again.
+        modified: when they were written, seconds since the epoch by the store's own clock; infinite if it does not
+            tell, so that nothing unknown is ever taken for old.
+    """
 
     key: str
     size_bytes: int
     etag: str
+    modified: float = field(default=math.inf, compare=False)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A write that was begun and has not ended, maybe because its writer died: not an object, but it takes room.
+
+    Attributes:
+        key: of the object that it was to become.
+        name: how the store tells it from others of the same key.
+        began: as `Stat.modified`.
+    """
+
+    key: str
+    name: str
+    began: float
 
 
 class Store(ABC):
@@ -79,8 +103,13 @@ class Store(ABC):
         except AlreadyExists as conflict:
             if not self._holds(key, data, deadline=deadline):
                 raise conflict
+            self.settle(key, data, deadline=deadline)
             return False
         return True
+
+    def settle(self, key: str, data: bytes, *, deadline: Deadline | None = None) -> None:
+        """Makes sure that an object of ours, found after an answer was lost, is there to stay."""
+        return
 
     def _holds(self, key: str, data: bytes, *, deadline: Deadline | None) -> bool:
         # What is there may be ours, from a try whose answer was lost: unreadable must not be taken for foreign.
@@ -169,7 +198,19 @@ class Store(ABC):
 
     @abstractmethod
     def delete(self, keys: Iterable[str], *, deadline: Deadline | None = None) -> None:
-        """Deletes the objects; those that are not there are no error."""
+        """Deletes the objects; those that are not there are no error. When it returns they stay deleted."""
+
+    def time(self, *, deadline: Deadline | None = None) -> float:
+        """Now by the clock of `Stat.modified`; 0 if the store does not tell, so that nothing is old."""
+        return 0.0
+
+    def unfinished(self, *, deadline: Deadline | None = None) -> builtins.list[Unfinished]:
+        """Every write that was begun and neither ended nor given up; also those that go on just now."""
+        return []
+
+    def discard(self, write: Unfinished, *, deadline: Deadline | None = None) -> None:
+        """Gives an unfinished write up; one that is not there any more is no error."""
+        return
 
 
 def check_key(key: str) -> str:

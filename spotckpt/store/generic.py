@@ -6,6 +6,7 @@ Creation is as exclusive as the file system's own `pipe_file(mode="create")`, be
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -167,7 +168,8 @@ class FsspecStore(Store):
         marks = [info[name] for name in names if info.get(name) is not None]
         # memory:// gives the same time as a number in listings and as a datetime elsewhere.
         times = [mark.timestamp() if isinstance(mark, datetime) else mark for mark in marks]
-        return Stat(key, int(info["size"]), "-".join(map(str, times)))
+        written = next((float(time) for time in times if isinstance(time, int | float)), math.inf)
+        return Stat(key, int(info["size"]), "-".join(map(str, times)), written)
 
     @contextmanager
     def _call(self, operation: str, key: str, deadline: Deadline, *, mutates: bool) -> Iterator[None]:

@@ -1,15 +1,20 @@
 """A directory as a store, as durable as its file system.
 
 A file is written under a temporary name, synced, and only then linked (`create`) or renamed (`put`) to its own, and
-its directory synced. `link` fails if the name is taken, so creation is exclusive between processes; fsspec's own
+its directory synced; a deletion is synced too, so that of two the later is never the only one that lasts. What could
+not be synced is thrown away and written anew: a sync that is repeated after an error says that all is well when it is
+not. `link` fails if the name is taken, so creation is exclusive between processes; fsspec's own
 exclusive mode checks first and writes later, which two writers can both pass.
 """
 
 from __future__ import annotations
 
+import builtins
 import errno
 import os
+import re
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +42,7 @@ from spotckpt.store.base import (
     Span,
     Stat,
     Store,
+    Unfinished,
     blocks,
     check_key,
     check_prefix,
@@ -49,6 +55,8 @@ from spotckpt.store.limiter import Pace
 from spotckpt.store.os_errors import from_os_error
 
 _PIECE_BYTES = 8 * MIB
+_TRIES = 5
+_TEMPORARY_NAME = re.compile(re.escape(TEMPORARY) + r"[0-9]+-[0-9a-f]{16}-(?P<name>[^/]+)")
 _BUFFERS_AT_ONCE = 1000
 """Fewer than the system's limit for one call (IOV_MAX, 1024)."""
 
@@ -155,12 +163,56 @@ class LocalStore(Store):
         return _stat(key, result)
 
     def delete(self, keys: Iterable[str], *, deadline: Deadline | None = None) -> None:
-        """See `Store.delete`. Directories that it leaves empty stay."""
+        """See `Store.delete`. Directories that it leaves empty go too."""
         deadline = self.until(deadline)
+        touched: dict[Path, None] = {}
         for key in keys:
             path = self._path("delete", key, deadline)
             with self._translated("delete", path), suppress(FileNotFoundError, NotADirectoryError):
                 path.unlink()
+                touched[path.parent] = None
+        for directory in touched:
+            with self._translated("delete", directory):
+                _sync_directory(directory)
+            if directory != self.root:
+                with suppress(OSError):  # it is not empty
+                    directory.rmdir()
+
+    def settle(self, key: str, data: bytes, *, deadline: Deadline | None = None) -> None:
+        """See `Store.settle`. Written anew: the name may be one whose sync failed."""
+        self.put(key, [data], deadline=deadline)
+
+    def time(self, *, deadline: Deadline | None = None) -> float:
+        """See `Store.time`: the file system's clock, which on a network is another machine's."""
+        self._in_time("time", self.uri, self.until(deadline))
+        try:
+            with tempfile.TemporaryFile(dir=self.root) as probe:
+                return os.fstat(probe.fileno()).st_mtime
+        except OSError:  # who may not write there may look all the same
+            return 0.0
+
+    def unfinished(self, *, deadline: Deadline | None = None) -> builtins.list[Unfinished]:
+        """See `Store.unfinished`: temporary files whose names are those that this class gives."""
+        self._in_time("unfinished", self.uri, self.until(deadline))
+        found = []
+        with self._translated("unfinished", self.root):
+            for entry in _entries(self.root):
+                match = _TEMPORARY_NAME.fullmatch(entry.name)
+                if match is not None and entry.is_file(follow_symlinks=False):
+                    path = Path(entry.path)
+                    key = str(path.with_name(match["name"]).relative_to(self.root))
+                    with suppress(FileNotFoundError):
+                        found.append(Unfinished(key, entry.name, entry.stat(follow_symlinks=False).st_mtime))
+        return found
+
+    def discard(self, write: Unfinished, *, deadline: Deadline | None = None) -> None:
+        """See `Store.discard`."""
+        assert _TEMPORARY_NAME.fullmatch(write.name), f"{write.name} is no temporary file of ours"
+        path = self._path("discard", write.key, self.until(deadline)).with_name(write.name)
+        with self._translated("discard", path), suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+        with suppress(OSError):  # it is not empty
+            path.parent.rmdir()
 
     def _path(self, operation: str, key: str, deadline: Deadline) -> Path:
         path = self.root / check_key(key)
@@ -175,9 +227,11 @@ class LocalStore(Store):
         return not directory.resolve().is_relative_to(self.root.resolve())
 
     @contextmanager
-    def _translated(self, operation: str, path: Path) -> Iterator[None]:
+    def _translated(self, operation: str, path: Path, *, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
         try:
             yield
+        except but:
+            raise
         except OSError as error:
             raise from_os_error(error, operation=operation, key=str(path)) from error
 
@@ -192,11 +246,9 @@ class LocalStore(Store):
         progress: Progress | None = None,
         reading: Reading | None = None,
     ) -> Iterator[Path]:
-        temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}")
+        temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}-{path.name}")
         try:
-            self._make_parent(operation, path)
-            with self._translated(operation, path):
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            descriptor = self._open_new(operation, path, temporary)
             try:
                 offset = 0
                 for piece in pieces(data, _PIECE_BYTES):
@@ -217,6 +269,16 @@ class LocalStore(Store):
         finally:
             with suppress(OSError):
                 temporary.unlink()
+
+    def _open_new(self, operation: str, path: Path, temporary: Path) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        for _ in range(_TRIES):
+            self._make_parent(operation, path)
+            with suppress(FileNotFoundError), self._translated(operation, path, but=FileNotFoundError):
+                return os.open(
+                    temporary, flags, 0o666
+                )  # unless somebody deleted the last file of the directory just now
+        raise Unavailable(operation, str(path.parent), "the directory goes away again and again")
 
     def _link(self, temporary: Path, path: Path) -> None:
         try:
@@ -292,20 +354,24 @@ class LocalStore(Store):
 
 def _stat(key: str, result: os.stat_result) -> Stat:
     etag = f"{result.st_ino:x}-{result.st_mtime_ns:x}-{result.st_ctime_ns:x}-{result.st_size:x}"
-    return Stat(key, result.st_size, etag)
+    return Stat(key, result.st_size, etag, result.st_mtime)
 
 
 def _files(directory: Path) -> Iterator[os.DirEntry[str]]:
+    for entry in _entries(directory):
+        if not entry.name.startswith(TEMPORARY) and entry.is_file(follow_symlinks=False):
+            yield entry
+
+
+def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
     try:
         entries = list(os.scandir(directory))
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
-        if entry.name.startswith(TEMPORARY):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _files(Path(entry.path))
-        elif entry.is_file(follow_symlinks=False):
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(TEMPORARY):
+            yield from _entries(Path(entry.path))
+        else:
             yield entry
 
 
@@ -328,7 +394,12 @@ def _make_directory(directory: Path) -> None:
         return
     _make_directory(directory.parent)
     directory.mkdir(exist_ok=True)
-    _sync_directory(directory.parent)
+    try:
+        _sync_directory(directory.parent)
+    except OSError:
+        with suppress(OSError):  # not to be found and trusted by the next try
+            directory.rmdir()
+        raise
 
 
 def _sync_directory(directory: Path) -> None:

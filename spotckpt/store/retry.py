@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -10,7 +11,18 @@ from tenacity import RetryCallState
 
 from spotckpt.deadline import Deadline
 from spotckpt.errors import AlreadyExists, OutcomeUnknown, Replaced, StoreError, Unavailable
-from spotckpt.store.base import Arrived, Buffer, Progress, Reading, Span, Stat, Store, size_of, size_of_spans
+from spotckpt.store.base import (
+    Arrived,
+    Buffer,
+    Progress,
+    Reading,
+    Span,
+    Stat,
+    Store,
+    Unfinished,
+    size_of,
+    size_of_spans,
+)
 
 T = TypeVar("T")
 
@@ -149,6 +161,26 @@ class Retrying(Store):
         deadline = self.until(deadline)
         remaining = list(keys)
         self._run(lambda: self.inner.delete(remaining, deadline=deadline), deadline)
+
+    def settle(self, key: str, data: bytes, *, deadline: Deadline | None = None) -> None:
+        """See `Store.settle`."""
+        deadline = self.until(deadline)
+        self._run(lambda: self.inner.settle(key, data, deadline=deadline), deadline)
+
+    def time(self, *, deadline: Deadline | None = None) -> float:
+        """See `Store.time`."""
+        deadline = self.until(deadline)
+        return self._run(lambda: self.inner.time(deadline=deadline), deadline)
+
+    def unfinished(self, *, deadline: Deadline | None = None) -> builtins.list[Unfinished]:
+        """See `Store.unfinished`."""
+        deadline = self.until(deadline)
+        return self._run(lambda: self.inner.unfinished(deadline=deadline), deadline)
+
+    def discard(self, write: Unfinished, *, deadline: Deadline | None = None) -> None:
+        """See `Store.discard`."""
+        deadline = self.until(deadline)
+        self._run(lambda: self.inner.discard(write, deadline=deadline), deadline)
 
     def close(self) -> None:
         """See `Store.close`."""

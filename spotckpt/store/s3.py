@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import builtins
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -27,6 +30,7 @@ from spotckpt.store.base import (
     Span,
     Stat,
     Store,
+    Unfinished,
     check_key,
     check_prefix,
     pieces,
@@ -147,7 +151,7 @@ class S3Store(Store):
             page = self._request("list_objects_v2", call, **place)
             for item in page.get("Contents", []):
                 key = item["Key"].removeprefix(self._prefix)
-                found[key] = Stat(key, item["Size"], item["ETag"].strip('"'))
+                found[key] = Stat(key, item["Size"], item["ETag"].strip('"'), _seconds(item.get("LastModified")))
             following = page.get("NextContinuationToken")
             if not page.get("IsTruncated"):
                 return list(found.values())
@@ -163,7 +167,7 @@ class S3Store(Store):
         except NotFound:
             self._require_bucket(call)
             raise
-        return Stat(key, answer["ContentLength"], answer["ETag"].strip('"'))
+        return Stat(key, answer["ContentLength"], answer["ETag"].strip('"'), _seconds(answer.get("LastModified")))
 
     def delete(self, keys: Iterable[str], *, deadline: Deadline | None = None) -> None:
         """See `Store.delete`."""
@@ -172,6 +176,40 @@ class S3Store(Store):
         while remaining:
             batch, remaining = remaining[:DELETED_AT_ONCE], remaining[DELETED_AT_ONCE:]
             self._delete(self._call("delete", batch[0], deadline, mutates=True), batch)
+
+    def time(self, *, deadline: Deadline | None = None) -> float:
+        """See `Store.time`."""
+        call = self._call("time", "", self.until(deadline))
+        answer = self._request("list_objects_v2", call, Bucket=self.bucket, Prefix=self._prefix, MaxKeys=1)
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return parsedate_to_datetime(date).timestamp() if date else 0.0
+
+    def unfinished(self, *, deadline: Deadline | None = None) -> builtins.list[Unfinished]:
+        """See `Store.unfinished`: multipart uploads."""
+        call = self._call("unfinished", "", self.until(deadline))
+        found: list[Unfinished] = []
+        place = {"Bucket": self.bucket, "Prefix": self._prefix}
+        while True:
+            page = self._request("list_multipart_uploads", call, **place)
+            for item in page.get("Uploads", []):
+                key = item["Key"].removeprefix(self._prefix)
+                found.append(Unfinished(key, item["UploadId"], _seconds(item.get("Initiated"))))
+            following = {
+                "KeyMarker": page.get("NextKeyMarker", ""),
+                "UploadIdMarker": page.get("NextUploadIdMarker", ""),
+            }
+            if not page.get("IsTruncated") or not all(following.values()) or following.items() <= place.items():
+                return found
+            place.update(following)
+
+    def discard(self, write: Unfinished, *, deadline: Deadline | None = None) -> None:
+        """See `Store.discard`."""
+        call = self._call("discard", write.key, self.until(deadline), mutates=True)
+        try:
+            self._request("abort_multipart_upload", call, UploadId=write.name, **self._place(write.key))
+        except (NotFound, Unavailable) as error:
+            if not _is_gone(error):
+                raise
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -207,6 +245,15 @@ class S3Store(Store):
         for problem in answer.get("Errors", []):
             if problem.get("Code") != "NoSuchKey":
                 raise _refused(problem, f"s3://{self.bucket}/{problem.get('Key', '')}")
+
+
+def _is_gone(error: StoreError) -> bool:
+    said = error.__cause__
+    return isinstance(said, ClientError) and said.response.get("Error", {}).get("Code") in ("NoSuchUpload", "NoSuchKey")
+
+
+def _seconds(when: datetime | None) -> float:
+    return math.inf if when is None else when.timestamp()
 
 
 def _refused(problem: Mapping[str, str], key: str) -> StoreError:

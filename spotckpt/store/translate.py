@@ -45,6 +45,7 @@ _ACTIONS = {
     "ListObjectsV2": "s3:ListBucket",
     "DeleteObject": "s3:DeleteObject",
     "DeleteObjects": "s3:DeleteObject",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
 }
 _NO_CREDENTIALS = (
     boto.NoCredentialsError,

@@ -14,7 +14,7 @@ import pytest
 
 from spotckpt.deadline import Deadline
 from spotckpt.errors import AlreadyExists, LimitExceeded, NotFound, Replaced, Unavailable
-from spotckpt.store.base import MIB, Store
+from spotckpt.store.base import MIB, TEMPORARY, Store, Unfinished
 from spotckpt.store.conditions import require_conditions
 from spotckpt.store.generic import FsspecStore
 from spotckpt.store.local import LocalStore
@@ -329,3 +329,54 @@ def _verbs(store: Store, key: str) -> list[Callable[[], object]]:
         lambda: store.exists(key),
         lambda: store.delete([key]),
     ]
+
+
+def test_the_store_tells_when_an_object_was_written_and_what_time_it_is(store):
+    before = store.time()
+    written = store.put("heartbeat", [b"one"])
+    (listed,) = store.list("")
+    assert listed.modified - 1 <= written.modified <= listed.modified + 1, "a HEAD tells whole seconds"
+    if before:
+        assert before - 2 <= written.modified <= store.time() + 2
+
+
+def test_what_was_begun_and_not_finished_is_found_and_discarded(store):
+    class Stop(BaseException):
+        pass
+
+    begun: list[str] = []
+
+    def look(count: int) -> None:
+        begun[:] = [write.key for write in store.unfinished() if write.began <= store.time() + 2]
+        raise Stop
+
+    with pytest.raises(Stop):
+        store.put("packs/pack", [bytes(20 * MIB)], progress=look)
+    inner = getattr(store, "inner", store)
+    if not isinstance(inner, FsspecStore):
+        assert begun == ["packs/pack"]
+    assert store.unfinished() == [], "what raised gave it up"
+    write = _leave_unfinished(inner)
+    if write is not None:
+        assert [one.key for one in store.unfinished()] == ["packs/pack"]
+        for _ in range(2):
+            store.discard(store.unfinished()[0] if store.unfinished() else write)
+        assert store.unfinished() == []
+        store.put("packs/pack", [b"x"])
+        store.discard(write)
+        assert [one.key for one in store.list("")] == ["packs/pack"]
+
+
+def _leave_unfinished(store: Store) -> Unfinished | None:
+    """As a killed writer would."""
+    if isinstance(store, LocalStore):
+        path = store.root / "packs" / f"{TEMPORARY}17-{'0a' * 8}-pack"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    elif isinstance(store, S3Store):
+        place = store._place("packs/pack")
+        store._client.request("create_multipart_upload", store._call("put", "packs/pack", store.until(None)), **place)
+    else:
+        return None
+    (write,) = store.unfinished()
+    return write
