@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
 from spotckpt.address import Metric
-from spotckpt.errors import SettingError
+from spotckpt.errors import AddressError, SettingError
 
 _UNITS = {"ms": 0.001, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "hour": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|sec|m|min|h|hour|d)?")
@@ -81,6 +82,81 @@ class Every:
             return cls(steps=int(match[1]))
         return cls(seconds=parse_seconds(value, name="every"))
 
+    def __str__(self) -> str:
+        return f"{self.steps} steps" if self.steps else f"{self.seconds:g}s"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The `count` best snapshots by a metric: `valid/top1:max:3`."""
+
+    metric: Metric
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Best:
+        """Reads `SET/NAME:max`, with `:COUNT` after it or not."""
+        match = re.fullmatch(r"(.+?:(?:min|max))(?::([1-9][0-9]{0,8}))?", text)
+        try:
+            return cls(Metric.parse(match[1] if match else text), int(match[2] or 1) if match else 1)
+        except AddressError as error:
+            raise SettingError(f"keep: best={text} is no metric: {error.message}", hint=_KEEP_HINT) from error
+
+    def __str__(self) -> str:
+        return f"{self.metric}:{self.count}"
+
+
+_KEEP_HINT = 'as in keep="last=5, every=1000 steps, every=6h, best=valid/top1:max:3"'
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which snapshots are kept, beside those that must be: the others are pruned.
+
+    Attributes:
+        last: the newest of a lineage, at least one.
+        every: the first in each stretch of so many steps, or of so much time.
+        best: by metrics that were measured on the very weights.
+    """
+
+    last: int = 1
+    every: tuple[Every, ...] = ()
+    best: tuple[Best, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.last < 1:
+            raise SettingError(f"keep: last={self.last} is less than one", hint="the newest is always kept")
+        if any(not one.steps and not one.seconds for one in self.every):
+            raise SettingError("keep: every=0 keeps nothing", hint=_KEEP_HINT)
+
+    @classmethod
+    def parse(cls, text: str) -> Keep:
+        """Reads `last=N`, `every=DURATION`, `every=N steps` and `best=SET/NAME:max:COUNT`, with commas between them."""
+        rules = list(_rules(text))
+        last = [_count(value) for name, value in rules if name == "last"]
+        if len(last) > 1:
+            raise SettingError(f"keep={text!r} has last twice", hint=_KEEP_HINT)
+        every = tuple(Every.parse(value) for name, value in rules if name == "every")
+        return cls(last[0] if last else 1, every, tuple(Best.parse(value) for name, value in rules if name == "best"))
+
+    def __str__(self) -> str:
+        rules = [f"last={self.last}", *(f"every={one}" for one in self.every), *(f"best={one}" for one in self.best)]
+        return ", ".join(rules)
+
+
+def _rules(text: str) -> Iterator[tuple[str, str]]:
+    for rule in text.split(","):
+        name, separator, value = (part.strip() for part in rule.partition("="))
+        if name not in ("last", "every", "best") or not separator or not value:
+            raise SettingError(f"keep={text!r}: {rule.strip()!r} is no rule", hint=_KEEP_HINT)
+        yield name, value
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise SettingError(f"keep: last={text} is no count", hint=_KEEP_HINT)
+    return int(text)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -93,6 +169,7 @@ class Settings:
         upload_limit: the most bytes per second that are uploaded, also under a notice; 0 is as many as go.
         overlap: whether the bulk is copied while the next forward and backward run; None: where that costs less.
         keep_best: snapshot whenever this metric improves on the weights just evaluated.
+        keep: what the agent keeps when it prunes; None: nothing is ever deleted.
         stale_after_s: an attempt whose heartbeat did not change for this long is taken for dead.
         reserve_s: what of a notice's time is kept for a slower line, the release, and clocks that disagree.
         sigterm_grace_s: how long after SIGTERM the trainer may still work.
@@ -106,6 +183,7 @@ class Settings:
     upload_limit: float = 0.0
     overlap: bool | None = None
     keep_best: Metric | None = None
+    keep: Keep | None = None
     stale_after_s: float = 60.0
     reserve_s: float = 10.0
     sigterm_grace_s: float = 10.0

@@ -21,7 +21,8 @@
     │   ├── FutureFormat               32   written by a newer spotckpt
     │   ├── NoSuchSnapshot             33   a selector that matches nothing
     │   ├── NothingRestorable          34   snapshots exist (or did), none can be used
-    │   └── LimitExceeded              35   a declared size over the cap
+    │   ├── LimitExceeded              35   a declared size over the cap
+    │   └── Pruned                     36   a snapshot that a pruning removed
     ├── AgentError                     40   the agent cannot be reached or failed
     │   └── SpoolError                 41   no room, or no usable staging area
     └── WorldSizeError                 50   WORLD_SIZE > 1
@@ -195,6 +196,12 @@ class LimitExceeded(SnapshotError):
     """A declared size is over the cap; nothing was allocated."""
 
     exit_status = 35
+
+
+class Pruned(SnapshotError):
+    """The snapshot was there, and a pruning removed it."""
+
+    exit_status = 36
 
 
 class AgentError(SpotckptError):

@@ -47,10 +47,11 @@ Exit statuses:
   27  outcome unknown              28  the store ignores conditions
   31  corrupt                      32  written by a newer version
   33  nothing fits the selector    34  nothing can be restored
-  35  over a size limit            40  no agent, or it failed
-  41  staging area                 45  another agent runs already
-  64  wrong command line           75  exec: a notice or SIGTERM
-  130 Ctrl-C                       126, 127  exec: no such command
+  35  over a size limit            36  the snapshot was pruned
+  40  no agent, or it failed       41  staging area
+  45  another agent runs already   64  wrong command line
+  75  exec: a notice or SIGTERM    126, 127  exec: no such command
+  130 Ctrl-C
 """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from spotckpt.snapshot.keys import (
     ATTEMPTS_PREFIX,
     RUN_KEY,
     SNAPSHOTS_PREFIX,
+    TOMBSTONES_PREFIX,
     KeyKind,
     SnapshotId,
     base_key,
@@ -21,7 +22,7 @@ from spotckpt.snapshot.keys import (
     manifest_key,
     parse_key,
 )
-from spotckpt.snapshot.lazy import Records, in_parallel
+from spotckpt.snapshot.lazy import Listed, Records, in_parallel
 from spotckpt.snapshot.records import MAX_RECORD_BYTES, Base, Claim, Heartbeat, RunRecord
 from spotckpt.store.base import Store
 
@@ -37,9 +38,12 @@ class Catalog:
         highest: the highest attempt that left a record, 0 if none.
         claims, bases, heartbeats: by attempt, those that are there and readable; read when they are asked for.
         snapshots: committed: their manifests were listed, or found when a heartbeat named them.
-        missing: named by a heartbeat as committed, and not there.
+        missing: named by a heartbeat as committed, not there, and not recorded as pruned.
+        pruned: recorded as pruned; of those that are in `snapshots` too, the pruning did not get so far. Listed when
+            it is asked for.
         problems: records that are there and cannot be read, by key, of those that were read so far.
         strangers: keys in these folders that are not ours; never followed.
+        written: when manifests and records were written, by key: seconds by the store's own clock.
     """
 
     run: RunRecord | None = None
@@ -49,8 +53,10 @@ class Catalog:
     heartbeats: Mapping[int, Heartbeat] = field(default_factory=dict)
     snapshots: frozenset[SnapshotId] = frozenset()
     missing: frozenset[SnapshotId] = frozenset()
+    pruned: Collection[SnapshotId] = frozenset()
     problems: Mapping[str, SnapshotError] = field(default_factory=dict)
     strangers: tuple[str, ...] = ()
+    written: Mapping[str, float] = field(default_factory=dict)
 
     def of_attempt(self, attempt: int) -> list[SnapshotId]:
         """The attempt's snapshots, newest first; one that is missing stands where it should be."""
@@ -92,6 +98,7 @@ def read_catalog(store: Store, *, before: int | None = None, everything: bool = 
     if not named <= snapshots.ids:
         snapshots.look()
     lost = {one for one in named - snapshots.ids if not store.exists(manifest_key(one))}
+    pruned = Listed(lambda: _Listing(store, TOMBSTONES_PREFIX, again=False).tombstones)
     return Catalog(
         run=records.run,
         highest=records.highest,
@@ -99,31 +106,40 @@ def read_catalog(store: Store, *, before: int | None = None, everything: bool = 
         bases=dict(records.bases) if everything else records.bases,
         heartbeats=dict(records.heartbeats) if everything else records.heartbeats,
         snapshots=frozenset(snapshots.ids | named - lost),
-        missing=frozenset(lost),
+        missing=frozenset(one for one in lost if one not in pruned),
+        pruned=pruned,
         problems=records.problems,
         strangers=(*snapshots.strangers, *attempts.strangers),
+        written={**snapshots.written, **attempts.written},
     )
 
 
 class _Listing:
     """The keys below a prefix. One that is empty is asked for twice: that is the answer which changes most."""
 
-    def __init__(self, store: Store, prefix: str) -> None:
+    def __init__(self, store: Store, prefix: str, *, again: bool = True) -> None:
         self._store = store
         self._prefix = prefix
         self.names: set[str] = set()
+        self.written: dict[str, float] = {}
         self.look()
-        if not self.names:
+        if not self.names and again:
             self.look()
 
     def look(self) -> None:
         """Adds what the store lists now."""
-        self.names |= {stat.key for stat in self._store.list(self._prefix)}
+        self.written.update((stat.key, stat.modified) for stat in self._store.list(self._prefix))
+        self.names = set(self.written)
         parsed = {name: parse_key(name) for name in sorted(self.names)}
         self.strangers = tuple(name for name, key in parsed.items() if key is None)
         self.keys = [key for key in parsed.values() if key is not None]
         self.ids = {key.snapshot for key in self.keys if key.kind == "manifest" and key.snapshot}
         self.attempts = {key.attempt for key in self.keys}
+
+    @property
+    def tombstones(self) -> set[SnapshotId]:
+        """The snapshots that have one."""
+        return {key.snapshot for key in self.keys if key.kind == "tombstone" and key.snapshot}
 
     @property
     def highest(self) -> int:

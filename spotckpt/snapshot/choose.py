@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 from spotckpt.address import NEWEST, Metric, Selector
-from spotckpt.errors import AddressError, Corrupt, NoSuchSnapshot, NothingRestorable, SnapshotError
+from spotckpt.errors import AddressError, Corrupt, NoSuchSnapshot, NothingRestorable, Pruned, SnapshotError
 from spotckpt.snapshot.catalog import Catalog
 from spotckpt.snapshot.keys import SnapshotId, base_key, claim_key, manifest_key, parse_key
 from spotckpt.snapshot.lazy import Found, Line
@@ -98,6 +98,7 @@ def choose(
 
     Raises:
         NoSuchSnapshot: the selector matches nothing.
+        Pruned: it matches what was pruned.
         NothingRestorable: there are snapshots that no claim accounts for, so a fresh start would mix two runs.
         Corrupt: the record that would tell is unreadable.
     """
@@ -150,7 +151,7 @@ def _recorded(catalog: Catalog, attempt: int) -> Lineage:
     return Lineage(ids, () if base is None else base.consumed)
 
 
-def _back_from(catalog: Catalog, snapshot: SnapshotId) -> Line:
+def back_from(catalog: Catalog, snapshot: SnapshotId) -> Line:
     """The snapshot, whether it is there or not, and its ancestors."""
     return Line(_of_attempt_and_before(catalog, snapshot.attempt, _with_elders(catalog, snapshot)))
 
@@ -188,7 +189,7 @@ def _handed_on(catalog: Catalog, recorded: Lineage, attempt: int, evaluated: Eva
     candidates = _matching(catalog, recorded, selector, attempt, evaluated)
     if not candidates:  # it ended with an error
         return None
-    return Lineage(_back_from(catalog, candidates[0]), (str(selector),))
+    return Lineage(back_from(catalog, candidates[0]), (str(selector),))
 
 
 def _selector_of(catalog: Catalog, attempt: int) -> Selector:
@@ -217,7 +218,9 @@ def _matching(
             found = SnapshotId.parse(selector.snapshot)
             # one of an attempt that is not before ours cannot be our base
             later = before <= found.attempt <= catalog.highest
-            return (found,) if found in catalog.snapshots and not later else ()
+            # of one that was pruned, whoever reads it tells more
+            known = found in catalog.snapshots or found in catalog.pruned
+            return (found,) if known and not later else ()
 
 
 def _best_first(ids: Sequence[SnapshotId], metric: Metric, evaluated: Evaluated | None) -> tuple[SnapshotId, ...]:
@@ -228,7 +231,7 @@ def _best_first(ids: Sequence[SnapshotId], metric: Metric, evaluated: Evaluated 
     return tuple(sorted(numbers, key=lambda one: sign * values[one]))  # stable: of equals the newest first
 
 
-def _no_such(selector: Selector, ids: Sequence[SnapshotId], catalog: Catalog) -> NoSuchSnapshot:
+def _no_such(selector: Selector, ids: Sequence[SnapshotId], catalog: Catalog) -> SnapshotError:
     if selector.kind == "id":
         known = ", ".join(str(one) for one in sorted(catalog.snapshots, reverse=True)[:3])
         hint = f"the newest are {known}" if known else "the run has no snapshots yet"
@@ -238,6 +241,10 @@ def _no_such(selector: Selector, ids: Sequence[SnapshotId], catalog: Catalog) ->
     if selector.kind == "best" and selector.metric is not None:
         hint = f"keep_best={str(selector.metric)!r} snapshots the weights that were evaluated"
         return NoSuchSnapshot(f"no snapshot of weights with {selector.metric.path} measured on them", hint=hint)
+    gone = [one for one in catalog.pruned if selector.kind == "step" and one.step == selector.step]
+    if gone:
+        hint = f"@step<={selector.step} means the newest up to there that was kept"
+        return Pruned(f"@{selector} matches nothing any more: {max(gone)} was pruned", hint=hint)
     steps = sorted({one.step for one in ids})
     some = ", ".join(str(step) for step in steps) if len(steps) <= 12 else f"{steps[0]} … {steps[-1]} ({len(steps)})"
     return NoSuchSnapshot(f"@{selector} matches nothing", hint=f"this lineage has the steps {some}")

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import TypeVar
 
 from spotckpt.deadline import Deadline
-from spotckpt.errors import Corrupt, FutureFormat, LimitExceeded, NotFound, NothingRestorable, SnapshotError
+from spotckpt.errors import (
+    Corrupt,
+    FutureFormat,
+    LimitExceeded,
+    NotFound,
+    NothingRestorable,
+    Pruned,
+    SnapshotError,
+    SpotckptError,
+)
 from spotckpt.snapshot.arrival import OLDER, Packs, Reader, pieces_of
 from spotckpt.snapshot.choose import Choice, Evaluated
 from spotckpt.snapshot.envelope import digest
-from spotckpt.snapshot.keys import SnapshotId, manifest_key
+from spotckpt.snapshot.keys import SnapshotId, manifest_key, tombstone_key
 from spotckpt.snapshot.lazy import in_parallel
 from spotckpt.snapshot.manifest import MAX_MANIFEST_BYTES, Manifest
 from spotckpt.snapshot.pack import read_header
 from spotckpt.snapshot.part import MAX_PART_BYTES, Part
+from spotckpt.snapshot.records import MAX_RECORD_BYTES, Tombstone
 from spotckpt.store.base import Progress, Store
 
 T = TypeVar("T")
@@ -30,15 +41,33 @@ def read_manifest(
     """The manifest, checked against its key, and against the run's id if that is given.
 
     Raises:
+        Pruned: it is missing, and recorded as pruned.
         Corrupt: it is missing, damaged, or another's.
         FutureFormat: a newer version wrote it.
         LimitExceeded: it is over the cap.
     """
     key = manifest_key(snapshot)
-    manifest = Manifest.from_bytes(_read(store, key, MAX_MANIFEST_BYTES, deadline), key=key)
+    try:
+        data = store.read(key, limit_bytes=MAX_MANIFEST_BYTES, deadline=deadline)
+    except NotFound as error:
+        raise _missing(store, snapshot, deadline) from error
+    manifest = Manifest.from_bytes(data, key=key)
     if run_id is not None and manifest.run_id != run_id:
         raise Corrupt(f"{key} belongs to run {manifest.run_id}, not {run_id}", hint=OLDER)
     return manifest
+
+
+def _missing(store: Store, snapshot: SnapshotId, deadline: Deadline | None) -> SnapshotError:
+    key = tombstone_key(snapshot)
+    try:
+        found = Tombstone.from_bytes(store.read(key, limit_bytes=MAX_RECORD_BYTES, deadline=deadline), key=key)
+    except NotFound:
+        return Corrupt(f"{manifest_key(snapshot)} is missing", hint=OLDER)
+    day = datetime.fromtimestamp(found.time, timezone.utc)
+    return Pruned(
+        f"snapshot {snapshot} was pruned on {day:%Y-%m-%d %H:%M} UTC ({found.why})",
+        hint="spotckpt ls shows what was kept; spotckpt pin keeps a snapshot",
+    )
 
 
 def read_manifests(
@@ -231,7 +260,7 @@ def pick(
     Args:
         store: named in the error.
         choice: from `choose`.
-        check: reads what the caller needs of a snapshot; Corrupt, NotFound or LimitExceeded skips it.
+        check: reads what the caller needs of a snapshot; Corrupt, Pruned, NotFound or LimitExceeded skips it.
         say: told what was wrong with each one skipped.
 
     Returns:
@@ -239,17 +268,22 @@ def pick(
 
     Raises:
         NothingRestorable: none is, listing each; never a fresh start in its place.
+        Pruned: there was one only, and it was pruned.
         FutureFormat: a newer version wrote a candidate: to skip it would lose what that version did.
     """
     if choice.fresh:
         return None
-    wrong = []
+    wrong: list[str] = []
+    only: SpotckptError | None = None
     for snapshot in choice.candidates:
         try:
             return snapshot, check(snapshot)
-        except (Corrupt, LimitExceeded, NotFound) as error:
-            wrong.append(f"{snapshot}: {getattr(error, 'message', error)}")
+        except (Corrupt, LimitExceeded, NotFound, Pruned) as error:
+            only = None if wrong else error
+            wrong.append(f"{snapshot}: {error.message}")
             say(f"snapshot {wrong[-1]}; skipped")
+    if isinstance(only, Pruned):
+        raise only
     listing = "; ".join(wrong[:10]) + (f"; and {len(wrong) - 10} more" if len(wrong) > 10 else "")
     raise NothingRestorable(
         f"none of the {len(wrong)} snapshots of {store.uri} can be restored: {listing}",

@@ -13,18 +13,20 @@ from typing import Literal
 
 from spotckpt.errors import AddressError
 
-KeyKind = Literal["run", "claim", "base", "heartbeat", "pack", "part", "manifest", "pin"]
+KeyKind = Literal["run", "claim", "base", "heartbeat", "pack", "part", "manifest", "pin", "tombstone"]
 
 RUN_KEY = "run.json"
 ATTEMPTS_PREFIX = "attempts/"
 SNAPSHOTS_PREFIX = "snapshots/"
 PACKS_PREFIX = "packs/"
 PINS_PREFIX = "pins/"
+TOMBSTONES_PREFIX = "pruned/"
 
 _SNAPSHOT = r"a(?P<a>[0-9]{4,18})-n(?P<n>[0-9]{6,18})-s(?P<s>[0-9]{8,18})-(?P<nonce>[0-9a-f]{8})"
 _ID = re.compile(_SNAPSHOT)
 _ATTEMPT_KEY = re.compile(r"attempts/(?P<number>[0-9]{4,18})(?P<what>|\.base|\.heartbeat)\.json")
 _MANIFEST_KEY = re.compile(rf"snapshots/(?P<id>{_SNAPSHOT})\.json")
+_TOMBSTONE_KEY = re.compile(rf"pruned/(?P<id>{_SNAPSHOT})\.json")
 _PACK_KEY = re.compile(rf"packs/(?P<id>{_SNAPSHOT})/rank-(?P<rank>[0-9]{{5}})\.(?P<what>safetensors|json)")
 _PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -108,6 +110,11 @@ def manifest_key(snapshot: SnapshotId) -> str:
     return f"snapshots/{snapshot}.json"
 
 
+def tombstone_key(snapshot: SnapshotId) -> str:
+    """The record that the snapshot was pruned."""
+    return f"pruned/{snapshot}.json"
+
+
 def pin_key(name: str) -> str:
     """The pin of that name.
 
@@ -123,7 +130,13 @@ def parse_key(key: str) -> Key | None:
     """What a key from a listing or a record names, or None if it is outside the grammar."""
     if key == RUN_KEY:
         return Key("run")
-    return _parse_attempt(key) or _parse_manifest(key) or _parse_pack(key) or _parse_pin(key)
+    return (
+        _parse_attempt(key)
+        or _parse_of_snapshot(key, _MANIFEST_KEY, "manifest")
+        or _parse_of_snapshot(key, _TOMBSTONE_KEY, "tombstone")
+        or _parse_pack(key)
+        or _parse_pin(key)
+    )
 
 
 def _parse_attempt(key: str) -> Key | None:
@@ -136,10 +149,10 @@ def _parse_attempt(key: str) -> Key | None:
     return Key(kind, attempt=number) if writer(number) == key else None
 
 
-def _parse_manifest(key: str) -> Key | None:
-    match = _MANIFEST_KEY.fullmatch(key)
+def _parse_of_snapshot(key: str, pattern: re.Pattern[str], kind: KeyKind) -> Key | None:
+    match = pattern.fullmatch(key)
     snapshot = _snapshot(match["id"]) if match else None
-    return Key("manifest", snapshot.attempt, snapshot) if snapshot else None
+    return Key(kind, snapshot.attempt, snapshot) if snapshot else None
 
 
 def _parse_pack(key: str) -> Key | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, TypeVar, overload
 
 from spotckpt.errors import SnapshotError
@@ -80,6 +81,26 @@ class Records(Mapping[int, R]):
     def __len__(self) -> int:
         self.load_all()
         return len(self.known)
+
+
+class Listed(Collection[SnapshotId]):
+    """Snapshots that are listed when somebody looks for the first time."""
+
+    def __init__(self, look: Callable[[], Iterable[SnapshotId]]) -> None:
+        self._look = look
+
+    @cached_property
+    def _found(self) -> frozenset[SnapshotId]:
+        return frozenset(self._look())
+
+    def __contains__(self, snapshot: object) -> bool:
+        return snapshot in self._found
+
+    def __iter__(self) -> Iterator[SnapshotId]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 class Line(Sequence[SnapshotId]):

@@ -1,4 +1,4 @@
-"""The small records under `run.json` and `attempts/`: run, claim, base, heartbeat."""
+"""The small records: run, claim, base, heartbeat, pin, tombstone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Any
 
 from spotckpt.snapshot.envelope import unwrap, wrap
 from spotckpt.snapshot.fields import Fields
-from spotckpt.snapshot.keys import RUN_KEY, SnapshotId, base_key, claim_key, heartbeat_key
+from spotckpt.snapshot.keys import (
+    RUN_KEY,
+    SnapshotId,
+    base_key,
+    claim_key,
+    heartbeat_key,
+    tombstone_key,
+)
 
 MAX_RECORD_BYTES = 64 * 1024
 
@@ -257,3 +264,70 @@ class Heartbeat:
             None if holder is None else Holder.from_fields(Fields(holder, key)),
             fields.seconds("interval_s") if "interval_s" in fields.body else 0.0,
         )
+
+
+@dataclass(frozen=True)
+class Pin:
+    """`pins/<name>.json`: put if absent. While it is there, its snapshot and what that refers to are not pruned.
+
+    Attributes:
+        name: as in the key.
+        snapshot: what it holds.
+        created: seconds since the epoch by the writer's clock, for showing.
+        nonce: tells our own pin, landed without an answer, from another's.
+    """
+
+    name: str
+    snapshot: str
+    created: float
+    nonce: str = field(default_factory=new_nonce)
+
+    @property
+    def id(self) -> SnapshotId:
+        """`snapshot`, parsed."""
+        return SnapshotId.parse(self.snapshot)
+
+    def to_bytes(self) -> bytes:
+        """The object's bytes."""
+        return wrap(asdict(self), limit_bytes=MAX_RECORD_BYTES)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, key: str) -> Pin:
+        """Reads the object at `key`. Raises as `unwrap` does, and Corrupt if it belongs at another key."""
+        fields = Fields(unwrap(data, key=key, limit_bytes=MAX_RECORD_BYTES), key)
+        pin = cls(
+            fields.text("name"), str(fields.snapshot("snapshot")), fields.seconds("created"), fields.text("nonce")
+        )
+        if f"pins/{pin.name}.json" != key:
+            raise fields.corrupt(f"it is the pin {pin.name!r}")
+        return pin
+
+
+@dataclass(frozen=True)
+class Tombstone:
+    """`pruned/<snapshot>.json`: written before the manifest is deleted, so that a missing one can be told from a lost.
+
+    Where the manifest is there all the same, the pruning did not get so far, and the snapshot is not pruned.
+
+    Attributes:
+        snapshot: what was pruned.
+        time: seconds since the epoch by the writer's clock, for showing.
+        why: for showing.
+    """
+
+    snapshot: str
+    time: float
+    why: str
+
+    def to_bytes(self) -> bytes:
+        """The object's bytes."""
+        return wrap(asdict(self), limit_bytes=MAX_RECORD_BYTES)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, key: str) -> Tombstone:
+        """Reads the object at `key`. Raises as `unwrap` does, and Corrupt if it belongs at another key."""
+        fields = Fields(unwrap(data, key=key, limit_bytes=MAX_RECORD_BYTES), key)
+        snapshot = fields.snapshot("snapshot")
+        if tombstone_key(snapshot) != key:
+            raise fields.corrupt(f"it is the tombstone of {snapshot}")
+        return cls(str(snapshot), fields.seconds("time"), fields.text("why"))

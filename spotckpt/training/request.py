@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 from spotckpt.address import Address, Metric, fill_template
-from spotckpt.config import Every, Settings, parse_seconds, parse_speed
+from spotckpt.config import Best, Every, Keep, Settings, parse_seconds, parse_speed
 from spotckpt.errors import AddressError, SettingError, UsageError, WorldSizeError
 
 Resume = Literal["replay", "skip"]
@@ -27,6 +27,8 @@ class Options(TypedDict, total=False):
         overlap: whether weights and optimizer states are copied while the next forward and backward run, which must not
             change them; None: on CUDA, and where the CPU has a core to spare.
         keep_best: a metric; whenever it improves, the weights just evaluated are kept: "valid/top1:max".
+        keep: what is kept in the store, as in "last=5, every=1000 steps, every=6h, best=valid/top1:max:3", and what
+            `keep_best` took; other snapshots are deleted after later ones are committed. By default none is.
         stale_after: an attempt that shows no sign of life for this long is taken for dead.
         reserve: what of a notice's time is kept for a line that slows down, the release, and clocks that disagree.
         sigterm_grace: how long after SIGTERM the process may still work.
@@ -44,6 +46,7 @@ class Options(TypedDict, total=False):
     upload_limit: float | str | None
     overlap: bool | None
     keep_best: str | None
+    keep: str | None
     stale_after: float | str | timedelta
     reserve: float | str | timedelta
     sigterm_grace: float | str | timedelta
@@ -143,12 +146,14 @@ def make_settings(options: Options) -> Settings:
     if not isinstance(endpoint, str):
         raise SettingError(f"metadata_endpoint={endpoint!r} is not a URL", hint="leave it out for EC2's own")
     limit = options.get("upload_limit")
+    best = _metric(options.get("keep_best"))
     return Settings(
         every=Every.parse(options.get("every", 600.0)),
         upload_every_s=parse_seconds(options.get("upload_every", 0.0), name="upload_every"),
         upload_limit=0.0 if limit is None else parse_speed(limit, name="upload_limit"),
         overlap=options.get("overlap"),
-        keep_best=_metric(options.get("keep_best")),
+        keep_best=best,
+        keep=_keep(options.get("keep"), best),
         stale_after_s=parse_seconds(options.get("stale_after", 60.0), name="stale_after"),
         reserve_s=parse_seconds(options.get("reserve", Settings.reserve_s), name="reserve"),
         sigterm_grace_s=_sigterm_grace_s(options),
@@ -164,6 +169,17 @@ def _sigterm_grace_s(options: Options) -> float:
     if known:
         return parse_seconds(known, name="SPOTCKPT_SIGTERM_GRACE")
     return parse_seconds(options.get("sigterm_grace", 10.0), name="sigterm_grace")
+
+
+def _keep(given: object, best: Metric | None) -> Keep | None:
+    if given is None:
+        return None
+    if not isinstance(given, str):
+        raise SettingError(f"keep={given!r} is no text", hint='as in keep="last=5, best=valid/top1:max"')
+    keep = Keep.parse(given)
+    if best is None or best in (rule.metric for rule in keep.best):
+        return keep
+    return replace(keep, best=(*keep.best, Best(best)))  # what was snapshotted for its sake is not to be pruned
 
 
 def _metric(keep_best: object) -> Metric | None:

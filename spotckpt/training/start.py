@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spotckpt.address import NEWEST, Address, Selector
-from spotckpt.errors import Corrupt, NotFound, NothingRestorable, SnapshotError, SpotckptError, Superseded
+from spotckpt.errors import Corrupt, NotFound, NothingRestorable, Pruned, SnapshotError, SpotckptError, Superseded
 from spotckpt.snapshot.arrival import Source
 from spotckpt.snapshot.catalog import Catalog, read_catalog
 from spotckpt.snapshot.choose import Choice, choose
@@ -276,7 +276,7 @@ def _take(store: Store, beginning: Beginning) -> None:
 def _read_again(store: Store, saved: Saved) -> None:
     try:
         read_manifest(store, saved.id)
-    except (Corrupt, NotFound) as error:
+    except (Corrupt, NotFound, Pruned) as error:
         raise NothingRestorable(
             f"snapshot {saved.id} of {store.uri} was deleted while it was restored: {error}", hint="start again"
         ) from error

@@ -30,6 +30,7 @@ from safetensors.numpy import load as load_safetensors
 
 ENVELOPE = re.compile(rb'\{"blake3":"([0-9a-f]{64})","body":(.*)\}', re.DOTALL)
 SNAPSHOT_ID = re.compile(r"a(\d{4,})-n(\d{6,})-s(\d{8,})-([0-9a-f]{8})")
+TOMBSTONE_KEY = re.compile(rf"pruned/({SNAPSHOT_ID.pattern})\.json")
 SNAPSHOT_KEY = re.compile(rf"snapshots/({SNAPSHOT_ID.pattern})\.json")
 ATTEMPT_KEY = re.compile(r"attempts/(\d{4,})(\.base|\.heartbeat)?\.json")
 
@@ -70,11 +71,13 @@ class Bucket:
     claims: dict[int, dict[str, Any]] = field(default_factory=dict)
     bases: dict[int, dict[str, Any]] = field(default_factory=dict)
     snapshots: list[Id] = field(default_factory=list)
+    pruned: set[Id] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.fs, self.root = fsspec.core.url_to_fs(self.uri, **_options(self.uri))
         for key in self.keys("attempts"):
             self._read_attempt(key)
+        self.pruned = {Id.parse(m[1]) for key in self.keys("pruned") if (m := TOMBSTONE_KEY.fullmatch(key))}
         self.snapshots = sorted(Id.parse(m[1]) for key in self.keys("snapshots") if (m := SNAPSHOT_KEY.fullmatch(key)))
 
     def keys(self, folder: str) -> list[str]:
@@ -277,6 +280,14 @@ def check(uri: str, acknowledged: Sequence[str], *, damaged: Collection[str] = (
     return newest
 
 
+def leftovers(uri: str) -> list[str]:
+    """Packs and parts that no snapshot names (I6)."""
+    bucket = Bucket(uri)
+    manifests = [bucket.record(f"snapshots/{one}.json") for one in bucket.snapshots]
+    named = {entry["key"] for manifest in manifests for entry in (*manifest["packs"], *manifest["parts"])}
+    return sorted(set(bucket.keys("packs")) - named)
+
+
 def _check_claims(bucket: Bucket) -> None:
     if sorted(bucket.claims) != list(range(1, len(bucket.claims) + 1)):
         raise Violation(f"attempts are not numbered without a gap: {sorted(bucket.claims)}")
@@ -301,7 +312,8 @@ def _check_order(bucket: Bucket, newest: Id | None, acknowledged: Sequence[str])
     chain = lineage(bucket, max(bucket.claims))
     if last not in chain or chain.index(newest) > chain.index(last):
         raise Violation(f"I1: {last} was acknowledged, and a restart would choose {newest} of {_show(chain)}")
-    lost = [text for text in acknowledged if Id.parse(text) not in chain]
+    # what was pruned is missing by intent, and the record of it came first; but never the newest
+    lost = [text for text in acknowledged if Id.parse(text) not in chain and Id.parse(text) not in bucket.pruned]
     if lost:
         raise Violation(f"I1: {lost} were acknowledged, and {newest} does not descend from them: {_show(chain)}")
 

@@ -9,6 +9,7 @@ whole run passes without the fault having fired: every operation was then cut on
 
 from __future__ import annotations
 
+import builtins
 import enum
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from typing import Any, TypeVar, cast
 
 from spotckpt.deadline import Deadline
 from spotckpt.errors import OutcomeUnknown, StoreError, Unavailable
-from spotckpt.store.base import Buffer, Progress, Reading, Span, Stat, Store
+from spotckpt.store.base import Buffer, Progress, Reading, Span, Stat, Store, Unfinished
 
 T = TypeVar("T")
 Gate = Callable[[str], AbstractContextManager[object]]
@@ -197,7 +198,24 @@ class FaultyStore(Store):
 
     def delete(self, keys: Iterable[str], *, deadline: Deadline | None = None) -> None:
         wanted = list(keys)
-        self._run("delete", str(wanted), lambda: self.inner.delete(wanted, deadline=deadline))
+        self._run(
+            "delete",
+            " ".join(wanted),
+            lambda: self.inner.delete(wanted, deadline=deadline),
+            lambda: self.inner.delete(wanted[: len(wanted) // 2], deadline=deadline),
+        )
+
+    def settle(self, key: str, data: bytes, *, deadline: Deadline | None = None) -> None:
+        self.inner.settle(key, data, deadline=deadline)
+
+    def time(self, *, deadline: Deadline | None = None) -> float:
+        return self._run("time", "", lambda: self.inner.time(deadline=deadline))
+
+    def unfinished(self, *, deadline: Deadline | None = None) -> builtins.list[Unfinished]:
+        return self._run("unfinished", "", lambda: self.inner.unfinished(deadline=deadline))
+
+    def discard(self, write: Unfinished, *, deadline: Deadline | None = None) -> None:
+        self._run("delete", write.name, lambda: self.inner.discard(write, deadline=deadline))
 
 
 def enumerate_faults(kind: Kind, scenario: Callable[[Faults], object], *, limit: int = 500) -> list[str]:
