@@ -6,17 +6,17 @@ import logging
 import random
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from spotckpt.agent.bandwidth import Bandwidth
 from spotckpt.agent.protocol import Message
 from spotckpt.agent.slots import Seal
-from spotckpt.agent.spool import RunSpool, SpoolSlot
+from spotckpt.agent.spool import RunSpool, Sent, SpoolSlot
 from spotckpt.deadline import Clock, Deadline
 from spotckpt.errors import OutcomeUnknown, SpoolError, SpotckptError, StoreError, Unavailable
 from spotckpt.snapshot.keys import SnapshotId
-from spotckpt.snapshot.manifest import Manifest
+from spotckpt.snapshot.retention import RESTART_AGE_S
 from spotckpt.snapshot.reuse import Previous
 from spotckpt.snapshot.save import commit, find_previous, upload
 from spotckpt.store.base import Store
@@ -91,11 +91,16 @@ class Sender:
         store: Store,
         *,
         require_ours: Callable[[], None],
+        rename: Callable[[SpoolSlot], SnapshotId | None],
         slowest: float | None,
         clock: Clock,
     ) -> None:
-        """Args: `require_ours` raises Superseded once a later attempt is known; `slowest`: see `Commons`."""
+        """Args.
+
+        `require_ours` raises Superseded once a later attempt is known; `rename`: see `RunSpool`, `slowest`: `Commons`.
+        """
         self._spool = spool
+        self._rename = rename
         self._slowest = slowest
         self.store = store
         self._require_ours = require_ours
@@ -122,8 +127,14 @@ class Sender:
                 transfer.gone_bytes += size_bytes
                 self._line.sent(self._clock.now(), transfer.gone_bytes)
 
-    def send(self, slot: SpoolSlot, seal: Seal) -> None:
+    def send(self, slot: SpoolSlot, seal: Seal) -> str:
         """Returning means acknowledged. Trying again after an error goes on where it can.
+
+        What was sent so long ago that it might be swept (the machine slept) is sent again, under another id: the first
+        manifest may be on its way, and names what lies under the first.
+
+        Returns:
+            The id under which it is committed.
 
         Raises:
             UnreadableSlot: trying again is useless.
@@ -139,20 +150,33 @@ class Sender:
         still_valid()
         # once a manifest may have been put, by us or by an agent that died, the very same is put again: another
         # upload may choose other tensors to send, and its bytes would not be those that the first manifest names
-        manifest = _read(slot, SpoolSlot.manifest)
-        if manifest is None:
-            began = self._clock.now()
-            manifest, bytes_s = self._upload(slot, seal, still_valid)
-            slot.keep_manifest(manifest)
-            still_valid()
-            commit(self.store, manifest)
-            self.commit_s = self._clock.now() - began - bytes_s
-        else:
-            commit(self.store, manifest)
+        sent, bytes_s = _read(slot, SpoolSlot.sent), None
+        if sent is None or self._is_old(sent):
+            sent, bytes_s = self._upload(slot, seal, still_valid, anew=sent is not None)
+            slot.keep_sent(sent)
+        still_valid()
+        if self._is_old(sent):
+            days = RESTART_AGE_S / 86400
+            hint = "it is sent again, under another id"
+            raise SpoolError(f"the upload of {sent.manifest.snapshot} began over {days:g} days ago", hint=hint)
+        commit(self.store, sent.manifest)
+        if bytes_s is not None:
+            self.commit_s = self._clock.now() - sent.began - bytes_s
+        return str(sent.manifest.snapshot)
 
-    def _upload(self, slot: SpoolSlot, seal: Seal, still_valid: Callable[[], None]) -> tuple[Manifest, float]:
-        """The manifest, and how many seconds bytes were under way."""
+    def _is_old(self, sent: Sent) -> bool:
+        return self._clock.now() - sent.began > RESTART_AGE_S
+
+    def _upload(
+        self, slot: SpoolSlot, seal: Seal, still_valid: Callable[[], None], *, anew: bool
+    ) -> tuple[Sent, float]:
+        """What to commit, and how many seconds bytes were under way; `anew`: under another id."""
         staged = _read(slot, SpoolSlot.staged)
+        if anew:
+            another = self._rename(slot)
+            if another is None:
+                raise UnreadableSlot(f"{seal.id} waited for days", hint="a newer snapshot is sent in its place")
+            staged = replace(staged, id=str(another))
         self.copy_s = max(staged.timings.get("stage", 0.0), staged.timings.get("copy", 0.0))
         transfer = Transfer(seal.id, seal.data_bytes, self._clock.now())
         token = self._spool.token
@@ -202,7 +226,7 @@ class Sender:
             raise
         self._ended(confirmed_at, whole=True)
         self.share = min(1.0, transfer.total_bytes / max(seal.data_bytes, 1))
-        return manifest, confirmed_at - began_at
+        return Sent(manifest, transfer.began), confirmed_at - began_at
 
     def _ended(self, at: float, *, whole: bool) -> None:
         with self._measuring:

@@ -108,6 +108,19 @@ class Grant:
         return SnapshotId.parse(self.id)
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A snapshot whose bytes are in the bucket. Its id is the grant's, unless it had to be sent again.
+
+    Attributes:
+        manifest: to be committed.
+        began: when its upload began, on the boot's clock.
+    """
+
+    manifest: Manifest
+    began: float
+
+
 class SpoolSlot:
     """One slot. Not for several threads at once: the run's lock guards it.
 
@@ -180,19 +193,20 @@ class SpoolSlot:
         path = self.path / STAGED_NAME
         return Staged.from_bytes(path.read_bytes(), key=str(path))
 
-    def manifest(self) -> Manifest | None:
-        """What `keep_manifest` wrote for the present grant. Raises as `Manifest.from_bytes` does."""
+    def sent(self) -> Sent | None:
+        """What `keep_sent` wrote for the present grant. Raises as `Manifest.from_bytes` does."""
         try:
-            data = (self.path / _MANIFEST_NAME).read_bytes()
+            head, _, data = (self.path / _MANIFEST_NAME).read_bytes().partition(b"\n")
         except FileNotFoundError:
             return None
-        assert self.grant is not None
-        return Manifest.from_bytes(data, key=manifest_key(self.grant.snapshot))
+        began, snapshot = head.decode().split()
+        return Sent(Manifest.from_bytes(data, key=manifest_key(SnapshotId.parse(snapshot))), float(began))
 
-    def keep_manifest(self, manifest: Manifest) -> None:
+    def keep_sent(self, sent: Sent) -> None:
         """Says, durably and before the first try to commit, which manifest may be in the bucket from now on."""
+        head = f"{sent.began!r} {sent.manifest.snapshot}\n".encode()
         try:
-            write_durably(self.path / _MANIFEST_NAME, manifest.to_bytes())
+            write_durably(self.path / _MANIFEST_NAME, head + sent.manifest.to_bytes())
         except OSError as error:
             raise SpoolError(
                 f"{self.path / _MANIFEST_NAME} cannot be written: {error.strerror}", hint="make room there"
@@ -392,6 +406,26 @@ class RunSpool:
         self.update(next_generation=token.next_generation + 1, next_sequence=token.next_sequence + 1)
         slot.lend(grant)
         return slot
+
+    def rename(self, slot: SpoolSlot, *, left: bool) -> SnapshotId | None:
+        """Another id for a sealed snapshot, after all ids so far; None if a newer one is sealed and makes it pointless.
+
+        Args:
+            slot: the snapshot's.
+            left: the trainer is gone, so that what it was filling will never be sealed.
+
+        Raises:
+            SpoolError: a newer one is being staged, and must not get the lower number.
+        """
+        assert slot.grant is not None
+        newer = [other for other in self.slots if other.grant and other.grant.generation > slot.grant.generation]
+        if any(other.seal() for other in newer):
+            return None
+        if newer and not left:
+            raise SpoolError(f"{slot.grant.id} waits for what is being staged", hint="one of them is sent then")
+        number = self.token.next_sequence
+        self.update(next_sequence=number + 1)
+        return SnapshotId.new(self.token.attempt, number, slot.grant.snapshot.step)
 
     def retire(self) -> bool:
         """The attempt is over: removes all but a slot that holds its newest committed snapshot, if one does.

@@ -20,6 +20,7 @@ from spotckpt.agent.spool import RunSpool, SpoolSlot, Token
 from spotckpt.deadline import Clock, Deadline
 from spotckpt.errors import AgentError, SpotckptError, Superseded
 from spotckpt.snapshot.attempts import is_superseded
+from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.records import Holder
 from spotckpt.store.base import Store
 
@@ -85,7 +86,14 @@ class Uploads:
         self._is_slow = False
         self.snapshot_bytes: int | None = None
         self.backoff = Backoff(clock)
-        self.sender = Sender(spool, store, require_ours=self.require_ours, slowest=commons.slowest, clock=clock)
+        self.sender = Sender(
+            spool,
+            store,
+            require_ours=self.require_ours,
+            rename=self._rename,
+            slowest=commons.slowest,
+            clock=clock,
+        )
         self.lender = Lender(spool, options, self.changed, tell=self._warn, commons=commons)
         self.queue = Queue(
             spool, self.lender, bandwidth=lambda: self.sender.bandwidth, on_drop=self._dropped_unsent, clock=clock
@@ -202,8 +210,7 @@ class Uploads:
         try:
             if is_superseded(store, self._token.attempt):  # before the bytes: commit would tell only after them
                 self._overtaken()
-            self.sender.send(slot, seal)
-            self._committed(slot, seal.id, began)
+            self._committed(slot, self.sender.send(slot, seal), began)
         except Superseded as error:
             self._supersede(error, seal.id)
         except GivenUp as error:
@@ -223,6 +230,10 @@ class Uploads:
                 slot.leased = self.sending = False
                 self.sender.transfer = None
                 self.changed.notify_all()
+
+    def _rename(self, slot: SpoolSlot) -> SnapshotId | None:
+        with self.changed:
+            return self.spool.rename(slot, left=self.left_at is not None)
 
     def _committed(self, slot: SpoolSlot, snapshot: str, began: float) -> None:
         """Token, heartbeat, and only then the slot: whoever dies in between, nothing is told twice or forgotten."""

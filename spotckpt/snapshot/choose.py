@@ -138,9 +138,19 @@ def _require_readable_heartbeats(catalog: Catalog) -> None:
 def _last_with_effect(catalog: Catalog, attempt: int) -> int:
     """The highest attempt so far that recorded a base, or left a trace that it did; 0 if none."""
     for number in range(attempt, 0, -1):
-        if number in catalog.bases or base_key(number) in catalog.problems or catalog.of_attempt(number):
+        based = number in catalog.bases and not _is_void(catalog, number)
+        if based or base_key(number) in catalog.problems or catalog.of_attempt(number):
             return number
     return 0
+
+
+def _is_void(catalog: Catalog, attempt: int) -> bool:
+    """Whether its base was pruned before it was recorded, so that the attempt ended there.
+
+    Only if it committed nothing: otherwise its own snapshots are what counts.
+    """
+    base = catalog.bases.get(attempt)
+    return base is not None and base.id is not None and base.id not in catalog.snapshots and base.id in catalog.pruned
 
 
 def _recorded(catalog: Catalog, attempt: int) -> Lineage:

@@ -30,6 +30,9 @@ from spotckpt.snapshot.reuse import (
 from spotckpt.snapshot.staged import Staged
 from spotckpt.store.base import Buffer, Progress, Reading, Stat, Store
 
+PUT_WITHIN_S = 600.0
+"""A manifest is put so soon after the look for a later claim, or not at all: whoever sleeps in between looks again."""
+
 
 def _nothing(_: object = None) -> None:
     pass
@@ -240,14 +243,20 @@ def _first_gone(store: Store, kept: Mapping[int, Place], deadline: Deadline | No
 def commit(store: Store, manifest: Manifest, *, deadline: Deadline | None = None) -> None:
     """Makes the snapshot exist. Returning means acknowledged: every later attempt will find it.
 
+    Whether we still own the run is asked before, too: packs that the manifest refers to stay while we do, and for a
+    while after, so that none is ever missing of what this puts.
+
     Idempotent: after an error, calling it again with the very same manifest finishes what had begun.
 
     Raises:
-        Superseded: it is committed, but a later attempt has claimed the run and may not have seen it. Stop.
+        Superseded: a later attempt has claimed the run; if it is committed all the same, that one may not have seen it.
         OutcomeUnknown: the manifest may or may not be there: clean up nothing.
         AlreadyExists: another manifest is at this key.
     """
-    store.put_if_absent(manifest_key(manifest.snapshot), manifest.to_bytes(), deadline=deadline)
+    soon = store.until(deadline).within(PUT_WITHIN_S)
+    if is_superseded(store, manifest.snapshot.attempt, deadline=soon):
+        raise Superseded(f"attempt {manifest.snapshot.attempt + 1} owns the run now; {manifest.snapshot} is not sent")
+    store.put_if_absent(manifest_key(manifest.snapshot), manifest.to_bytes(), deadline=soon)
     if _superseded(store, manifest, deadline):
         raise Superseded(f"attempt {manifest.snapshot.attempt + 1} owns the run now; {manifest.snapshot} is not used")
 

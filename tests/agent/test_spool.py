@@ -17,7 +17,7 @@ from spotckpt.agent.lending import Lender
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.processes import boot_id, pid_namespace
 from spotckpt.agent.slots import Mappings, Slot
-from spotckpt.agent.spool import RunSpool, Spool, SpoolSlot, Token
+from spotckpt.agent.spool import RunSpool, Sent, Spool, SpoolSlot, Token
 from spotckpt.deadline import Deadline
 from spotckpt.errors import SpoolError
 from spotckpt.snapshot.keys import SnapshotId, part_key
@@ -135,9 +135,9 @@ def test_a_grant_removes_the_old_seal_and_keeps_the_memory(run: RunSpool) -> Non
 
 def test_a_manifest_belongs_to_the_grant_under_which_it_was_kept(spool: Spool, run: RunSpool) -> None:
     slot = _lend(run)
-    assert slot is not None and slot.manifest() is None
+    assert slot is not None and slot.sent() is None
     one = SnapshotId.parse(_handle(slot).id)
-    kept = Manifest(
+    manifest = Manifest(
         run_id="r" * 16,
         snapshot=one,
         parent=None,
@@ -149,16 +149,17 @@ def test_a_manifest_belongs_to_the_grant_under_which_it_was_kept(spool: Spool, r
         parts=(PartRef(part_key(one), 1, "0" * 64),),
         packs=(),
     )
-    slot.keep_manifest(kept)
-    assert _again(spool).slots[0].manifest() == kept
+    kept = Sent(manifest, 12.5)
+    slot.keep_sent(kept)
+    assert _again(spool).slots[0].sent() == kept
     slot.free()
     again = _lend(run, step=2)
-    assert again is slot and slot.manifest() is None
+    assert again is slot and slot.sent() is None
     # an agent that died while it freed the slot leaves the file; the next grant removes it
-    slot.keep_manifest(kept)
+    slot.keep_sent(kept)
     assert slot.grant is not None
     slot.lend(slot.grant)
-    assert slot.manifest() is None
+    assert slot.sent() is None
 
 
 def test_three_slots_the_newest_sealed_stays_and_an_older_one_makes_room(run: RunSpool) -> None:

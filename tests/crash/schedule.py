@@ -30,7 +30,8 @@ def is_shared(operation: str) -> bool:
 class _Lane:
     """One actor's thread. `go` lets it run to its next gate, or to its end."""
 
-    def __init__(self, actor: Actor, number: int) -> None:
+    def __init__(self, actor: Actor, number: int, shared: Callable[[str], bool]) -> None:
+        self._is_shared = shared
         self.finished = False
         self.error: BaseException | None = None
         self._actor = actor
@@ -52,7 +53,7 @@ class _Lane:
 
     @contextmanager
     def _gate(self, operation: str) -> Iterator[None]:
-        if not is_shared(operation):
+        if not self._is_shared(operation):
             yield
             return
         with self._mine:  # an actor may read with several threads: they pass one after the other
@@ -69,7 +70,14 @@ class _Lane:
         self._stopped.release()
 
 
-def run(actors: Sequence[Actor], *, first: int = 0, switches: Sequence[int] = (), limit: int = 5000) -> int:
+def run(
+    actors: Sequence[Actor],
+    *,
+    first: int = 0,
+    switches: Sequence[int] = (),
+    limit: int = 5000,
+    shared: Callable[[str], bool] = is_shared,
+) -> int:
     """Runs all actors to their ends and returns the number of steps; raises the first error of an actor.
 
     Args:
@@ -77,8 +85,9 @@ def run(actors: Sequence[Actor], *, first: int = 0, switches: Sequence[int] = ()
         first: which one begins.
         switches: the numbers of the steps before which the next unfinished actor takes over.
         limit: more steps than that are a livelock.
+        shared: the operations at which an actor may be held.
     """
-    lanes = [_Lane(actor, number) for number, actor in enumerate(actors)]
+    lanes = [_Lane(actor, number, shared) for number, actor in enumerate(actors)]
     current = first
     for step in itertools.count():
         if all(lane.finished for lane in lanes):

@@ -152,6 +152,7 @@ class World:
     late: list[str] = field(default_factory=list)
     rewound: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    at_end: Callable[[], None] = lambda: None
     inner: Store | None = None
     pids: Any = field(default_factory=lambda: itertools.count(1000))
 
@@ -219,6 +220,8 @@ class Actor:
         self.last = str(self.restored) if self.restored else None
         base = Base(self.attempt, self.last, selector, choice.consumed, choice.skipped(self.restored))
         attempts.write_base(self.store, base)
+        if self.restored is not None:  # a pruning that did not see the base took it away before
+            fetch.read_manifest(self.store, self.restored)
 
     def _won(self, claim: Claim) -> None:
         self.attempt = claim.attempt

@@ -200,8 +200,13 @@ def test_a_lost_reply_to_the_manifest_is_unknown_then_our_own_success(store: Sto
 
 
 class CannotAsk(Wrapped):
+    """Whether there is a later claim it tells only once: before the manifest, not after it."""
+
+    asked = 0
+
     def stat(self, key: str, **options):
-        if key == claim_key(2):
+        self.asked += key == claim_key(2)
+        if self.asked > 1:
             raise Unavailable("stat", key, "503")
         return self.inner.stat(key, **options)
 

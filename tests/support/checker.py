@@ -134,7 +134,7 @@ def lineage(bucket: Bucket, attempt: int) -> list[Id]:
     """What a restart after `attempt` may choose from, first choice first."""
     if attempt == 0:
         return []
-    if attempt not in bucket.bases:
+    if not _has_base(bucket, attempt):
         return _by_claims(bucket, attempt)
     own = [s for s in bucket.snapshots if s.attempt == attempt]
     return sorted(own, reverse=True) + _before(bucket, attempt)
@@ -147,11 +147,20 @@ def _before(bucket: Bucket, attempt: int) -> list[Id]:
     return [] if base is None else [Id.parse(base), *ancestors(bucket, Id.parse(base))]
 
 
+def _has_base(bucket: Bucket, attempt: int) -> bool:
+    """Whether it continues anything: one whose base was pruned meanwhile, and which committed nothing, does not."""
+    if attempt not in bucket.bases or bucket.bases[attempt]["snapshot"] is None:
+        return attempt in bucket.bases
+    base = Id.parse(bucket.bases[attempt]["snapshot"])
+    there = base in bucket.snapshots or base not in bucket.pruned
+    return there or any(s.attempt == attempt for s in bucket.snapshots)
+
+
 def _by_claims(bucket: Bucket, attempt: int) -> list[Id]:
     """The last attempts did not live to record a base: what their claims asked for, of what lay before them."""
     if any(s.attempt == attempt for s in bucket.snapshots):
         raise Violation(f"attempt {attempt} committed a snapshot without having recorded its base")
-    recorded = max((number for number in bucket.bases if number < attempt), default=0)
+    recorded = max((number for number in bucket.bases if number < attempt and _has_base(bucket, number)), default=0)
     found = lineage(bucket, recorded)
     followed = bucket.bases[recorded]["consumed"] if recorded else []
     for number in range(recorded + 1, attempt + 1):
