@@ -83,7 +83,12 @@ class Every:
         return cls(seconds=parse_seconds(value, name="every"))
 
     def __str__(self) -> str:
-        return f"{self.steps} steps" if self.steps else f"{self.seconds:g}s"
+        if self.steps:
+            return f"{self.steps} steps"
+        for unit in ("d", "h", "min"):
+            if self.seconds % _UNITS[unit] == 0:
+                return f"{self.seconds / _UNITS[unit]:.0f}{unit}"
+        return f"{self.seconds:f}".rstrip("0").rstrip(".") + "s"
 
 
 @dataclass(frozen=True)

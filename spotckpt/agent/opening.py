@@ -12,7 +12,7 @@ from spotckpt.agent.log import fields
 from spotckpt.agent.processes import Process
 from spotckpt.agent.run import Run
 from spotckpt.agent.spool import Token
-from spotckpt.config import Settings
+from spotckpt.config import Keep, Settings
 from spotckpt.deadline import Clock
 from spotckpt.errors import AddressError, AgentError, UsageError
 from spotckpt.notices.notice import AFTERMATH_S, Notice
@@ -87,6 +87,7 @@ class Request:
                 call_timeout_s=float(given.get("call_timeout_s", Settings.call_timeout_s)),
                 upload_every_s=float(given.get("upload_every_s", Settings.upload_every_s)),
                 upload_limit=float(given.get("upload_limit", Settings.upload_limit)),
+                keep=Keep.parse(str(given["keep"])) if given.get("keep") else None,
                 takeover=bool(given.get("takeover", Settings.takeover)),
                 reserve_s=float(given.get("reserve_s", Settings.reserve_s)),
             )
@@ -256,6 +257,7 @@ class _Porch:
             upload_every_s=self.request.settings.upload_every_s,
             upload_limit=self.request.settings.upload_limit,
             reserve_s=self.request.settings.reserve_s,
+            keep=str(self.request.settings.keep or ""),
         )
 
 

@@ -68,6 +68,7 @@ class Token:
         upload_limit: the run's setting.
         reserve_s: the run's setting.
         lost: what the interruption before this attempt cost; None if it is not known.
+        keep: the run's setting, as text; empty is none.
     """
 
     uri: str
@@ -90,6 +91,7 @@ class Token:
     upload_limit: float = 0.0
     reserve_s: float = Settings.reserve_s
     lost: dict[str, float] | None = None
+    keep: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from spotckpt.agent.commons import Commons
 from spotckpt.agent.heart import Heart
+from spotckpt.agent.housekeeping import Housekeeper
 from spotckpt.agent.lending import Lender
 from spotckpt.agent.log import about, fields
 from spotckpt.agent.options import AgentOptions
@@ -17,6 +18,7 @@ from spotckpt.agent.queue import Queue
 from spotckpt.agent.sending import SLOWEST_BYTES_PER_S, Backoff, GivenUp, Sender, UnreadableSlot
 from spotckpt.agent.slots import Seal
 from spotckpt.agent.spool import RunSpool, SpoolSlot, Token
+from spotckpt.config import Keep
 from spotckpt.deadline import Clock, Deadline
 from spotckpt.errors import AgentError, SpotckptError, Superseded
 from spotckpt.snapshot.attempts import is_superseded
@@ -109,6 +111,16 @@ class Uploads:
             clock=clock,
         )
         self._thread = threading.Thread(target=self._work, name=f"run-{spool.token.attempt}", daemon=True)
+
+        self._housekeeper = Housekeeper(
+            Keep.parse(spool.token.keep) if spool.token.keep else None,
+            attempt=spool.token.attempt,
+            store=lambda: self.store,
+            require_ours=self.require_ours,
+            tell=self._warn,
+            name=self.name,
+            clock=clock,
+        )
 
     def start(self) -> None:
         """Begins to send."""
@@ -250,6 +262,7 @@ class Uploads:
         with self.changed:
             self.spool.keep(slot)
             self.queue.committed(began)
+        self._housekeeper.committed()
 
     def _warn_of_overrun(self) -> None:
         """Says once that uploads take longer than a notice lasts; again if they had become short enough meanwhile."""
@@ -298,6 +311,7 @@ class Uploads:
         """Release, always last; a superseded attempt has nothing to release."""
         released = self.superseded is None and self.heart.release()
         self.heart.stop()
+        self._housekeeper.end()
         with self.changed:
             self.lender.close()
             try:

@@ -351,9 +351,9 @@ class Session:
             self._closed.wait(pause_s)
             pause_s = min(2 * pause_s, REVIVE_PAUSE_S)
 
-    def _settings_fields(self) -> dict[str, float]:
+    def _settings_fields(self) -> Message:
         names = ("stale_after_s", "call_timeout_s", "upload_every_s", "upload_limit", "reserve_s", "takeover")
-        return {name: getattr(self.settings, name) for name in names}
+        return {**{name: getattr(self.settings, name) for name in names}, "keep": str(self.settings.keep or "")}
 
     def _on_event(self, connection: int, message: Message) -> None:
         """On the reader thread. An old connection's last words say nothing of the new one."""

@@ -150,6 +150,8 @@ def test_the_page_names_every_field() -> None:
         records.Holder,
         records.Base,
         records.Heartbeat,
+        records.Pin,
+        records.Tombstone,
         manifest.Manifest,
         manifest.PartRef,
         manifest.PackRef,

@@ -1,0 +1,116 @@
+"""The agent prunes after its commits, beside the uploads, and leaves it where it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spotckpt.snapshot.keys import SnapshotId
+from spotckpt.snapshot.pins import pin
+from spotckpt.store.open import open_store
+from tests.agent.harness import STALE_S, Machine, Trainer
+from tests.support.checker import Bucket, check, leftovers
+from tests.support.proxy import Proxy, answer
+from tests.support.servers import S3Env, wait_until
+
+_DENIED = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+
+
+def settings(keep: str) -> dict[str, Any]:
+    return {"stale_after_s": STALE_S, "call_timeout_s": 10.0, "keep": keep}
+
+
+def stage(trainer: Trainer, uri: str, steps: range) -> list[str]:
+    ids = []
+    for step in steps:
+        ids.append(trainer.stage(uri, step, wait_s=10)["snapshot"])
+        trainer.wait_committed(ids[-1])
+    return ids
+
+
+def steps(uri: str) -> list[int]:
+    return [one.step for one in Bucket(uri).snapshots]
+
+
+def test_what_no_rule_keeps_goes_after_the_commits(here: Machine, uri: str, root: Path) -> None:
+    here.agent()
+    trainer = here.trainer()
+    trainer.open(uri, settings=settings("last=2, every=4 steps"))
+    first = stage(trainer, uri, range(1, 3))
+    pin(open_store(uri), "mine", SnapshotId.parse(first[1]))
+    ids = first + stage(trainer, uri, range(3, 8))
+    wait_until(lambda: steps(uri) == [1, 2, 4, 6, 7], what="the pruning")
+    assert trainer.call("close", uri=uri, deadline_s=20)["acknowledged"]
+    assert str(check(uri, ids)) == ids[-1]
+    wait_until(lambda: leftovers(uri) == [], what="the end of the pruning")
+    assert trainer.events("warning") == []
+
+
+def test_it_ends_as_it_is_asked_to(here: Machine, s3_env: S3Env) -> None:
+    """What the last commit made superfluous goes after the release. Another agent goes on with the setting."""
+    agent = here.agent()
+    trainer = here.trainer(**s3_env.environment)
+    trainer.open(s3_env.uri, settings=settings("last=1"))
+    ids = stage(trainer, s3_env.uri, range(1, 3))
+    agent.kill()
+    here.agent(**s3_env.environment)
+    trainer.reply(trainer.start("connect"))
+    trainer.call("attach", uri=s3_env.uri, attempt=1)
+    ids += stage(trainer, s3_env.uri, range(3, 5))
+    assert trainer.call("close", uri=s3_env.uri, deadline_s=20)["acknowledged"]
+    wait_until(lambda: steps(s3_env.uri) == [4] and not leftovers(s3_env.uri), what="the last pruning")
+    assert str(check(s3_env.uri, ids)) == ids[-1]
+
+
+@pytest.mark.parametrize("status", [403, 200])
+def test_where_deleting_is_denied_it_is_said_once_and_nothing_is_recorded(
+    here: Machine, s3_env: S3Env, status: int
+) -> None:
+    body = _DENIED
+    if status == 200:
+        error = b"<Error><Key>run/x</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
+        body = b'<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">' + error + b"</DeleteResult>"
+    with Proxy(s3_env.url) as proxy:
+        proxy.on("POST", "delete", answer(status, body), times=1000)
+        here.agent()
+        trainer = here.trainer(**s3_env.behind(proxy.url).environment)
+        trainer.open(s3_env.uri, settings=settings("last=1"))
+        stage(trainer, s3_env.uri, range(1, 4))
+        warning = trainer.wait_event("warning")
+        assert "old snapshots stay" in warning["message"] and "s3:DeleteObject" in warning["message"]
+        ids = stage(trainer, s3_env.uri, range(4, 6))
+        assert trainer.call("close", uri=s3_env.uri, deadline_s=20)["acknowledged"]
+        assert len(trainer.events("warning")) == 1
+        assert len([seen for seen in proxy.seen if seen.method == "POST" and "delete" in seen.path]) == 1
+    assert steps(s3_env.uri) == [1, 2, 3, 4, 5]
+    assert not s3_env.keys("run/pruned/")
+    assert str(check(s3_env.uri, ids)) == ids[-1]
+
+
+def test_an_attempt_that_is_superseded_deletes_nothing(here: Machine, uri: str, root: Path) -> None:
+    here.agent()
+    trainer = here.trainer()
+    trainer.open(uri, settings=settings("last=1"))
+    ids = stage(trainer, uri, range(1, 3))
+    wait_until(lambda: len(steps(uri)) == 1, what="the first pruning")
+    before = sorted(path.name for path in (root / "pruned").iterdir())
+    slot = trainer.call("slot", uri=uri, size_bytes=4000, step=3)
+    (root / "attempts/0002.json").write_bytes((root / "attempts/0001.json").read_bytes())
+    trainer.reply(trainer.start("fill", slot=slot, step=3))
+    trainer.call("sealed", uri=uri, generation=slot["generation"])
+    trainer.wait_event("superseded")
+    wait_until(lambda: here.runs() == [] or here.runs()[0]["state"] == "superseded", what="its end")
+    assert sorted(path.name for path in (root / "pruned").iterdir()) == before
+    assert steps(uri)[0] == SnapshotId.parse(ids[-1]).step
+
+
+def test_without_the_setting_nothing_is_deleted(here: Machine, uri: str, root: Path) -> None:
+    here.agent()
+    trainer = here.trainer()
+    trainer.open(uri)
+    stage(trainer, uri, range(1, 5))
+    assert trainer.call("close", uri=uri, deadline_s=20)["acknowledged"]
+    assert steps(uri) == [1, 2, 3, 4]
+    assert not (root / "pruned").exists()
