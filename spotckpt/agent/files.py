@@ -10,14 +10,19 @@ from pathlib import Path
 def write_durably(path: Path, data: bytes) -> None:
     """Replaces the file: temporary file, fsync, rename, fsync of the directory.
 
-    One writer per file. A temporary file left by a writer that was killed is overwritten by the next one.
+    One writer per file. A temporary file left by a writer that was killed is overwritten by the next one. What could
+    not be written or synced is thrown away: a second fsync of it would succeed without having written it.
     """
     temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_dir(path.parent)
 
 

@@ -211,6 +211,7 @@ def test_without_any_room_the_error_says_how_much_is_missing(run: RunSpool) -> N
     assert _lend(run, step=2, size=1 << 50) is None, "while one is in use, the trainer skips"
 
 
+@pytest.mark.fault(22)
 def test_what_belongs_to_no_token_is_swept_and_strangers_are_left_alone(spool: Spool, run: RunSpool) -> None:
     orphan = spool.path / ("0" * 16)
     orphan.mkdir()
