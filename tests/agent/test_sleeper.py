@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spotckpt.agent.commons import Commons
 from spotckpt.agent.lending import Lender
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.processes import boot_id, pid_namespace
@@ -68,7 +69,9 @@ def run(tmp_path: Path, root: Path) -> RunSpool:
 
 def seal(run: RunSpool, step: int, *, seals: bool = True) -> SpoolSlot:
     run.reclaim = lambda: None  # type: ignore[method-assign]  # here several are granted at once
-    lender = Lender(run, AgentOptions(reserve_bytes=0), threading.Condition(), print)
+    options = AgentOptions(reserve_bytes=0)
+    commons = Commons(options, slots=list, make_room=lambda: None)
+    lender = Lender(run, options, threading.Condition(), print, commons)
     slot = lender.lend(4 * NUMBERS, step=step, deadline=Deadline.after(0), check=lambda: None)
     assert slot is not None and slot.grant is not None
     handle = Slot(slot.path, slot.data_path, slot.grant.generation, slot.grant.id, slot.grant.size_bytes)
