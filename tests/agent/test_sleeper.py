@@ -86,7 +86,7 @@ def seal(run: RunSpool, step: int, *, seals: bool = True) -> SpoolSlot:
 def sender(run: RunSpool, store: Store, clock: FakeClock, *, left: bool = False) -> Sender:
     return Sender(
         run,
-        store=lambda: store,
+        store,
         require_ours=lambda: None,
         rename=lambda slot: run.rename(slot, left=left),
         slowest=None,
