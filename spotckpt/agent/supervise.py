@@ -114,7 +114,7 @@ class _Supervisor:
         self._client: Client | None = None
         self._failure = ""
         self._next_try = Deadline.after(0.0)
-        self._is_shared = self._is_told = False
+        self._is_shared = self._is_told = self._is_leaving = False
         self._stopped_by = 0
         self._deadline = Deadline.after(float("inf"))
 
@@ -137,6 +137,8 @@ class _Supervisor:
     def end(self) -> None:
         """Sees to it that what the command left is committed, and ends our agent; within the grace if it is counted."""
         if not self._is_shared:
+            if self._is_draining() and not self._is_told:
+                self._say("waiting until what the command left is committed; another signal ends that")
             self._wait(lambda: self._is_told or not self._is_draining(), look_s=_LOOK_S)
             self._tell_agent()
         self._deadline = self._deadline.within(self._orders.grace_s)
@@ -284,13 +286,16 @@ class _Supervisor:
         is_of_terminal = found.si_code > 0
         if self._lives(self._command) and not is_of_terminal:
             os.kill(self._command, found.si_signo)
-        if found.si_signo == signal.SIGTERM and self._stopped_by != signal.SIGTERM:
-            self._stopped_by = signal.SIGTERM
+        if found.si_signo not in _ENDING:
+            return
+        is_last = found.si_signo == signal.SIGTERM or not self._lives(self._command)
+        if is_last and not self._is_leaving:
+            self._is_leaving = True
             self._deadline = Deadline.after(self._orders.grace_s)
-            self._say(f"SIGTERM: everything ends within {self._orders.grace_s:g} s")
+            self._say(f"{signal.Signals(found.si_signo).name}: everything ends within {self._orders.grace_s:g} s")
             self._tell_agent()
-        elif found.si_signo in _ENDING:
-            self._stopped_by = self._stopped_by or found.si_signo
+        if self._stopped_by != signal.SIGTERM:
+            self._stopped_by = found.si_signo
 
     def _lives(self, pid: int) -> bool:
         return pid > 0 and pid not in self._ended

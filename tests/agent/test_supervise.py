@@ -16,7 +16,7 @@ from spotckpt.agent.processes import Process as Seen
 from spotckpt.agent.processes import start_time
 from tests.agent.harness import Machine, Process, Trainer, heartbeat
 from tests.support.checker import check
-from tests.support.proxy import Proxy
+from tests.support.proxy import Proxy, stall
 from tests.support.servers import S3Env, wait_until
 
 EXEC = (sys.executable, "-m", "spotckpt", "exec", "--poll-interval=0.2")
@@ -97,6 +97,20 @@ def test_what_a_dead_command_had_sealed_is_committed_before_the_end(
     assert str(check(s3_env.uri, [staged])) == staged
 
 
+def test_a_signal_ends_the_waiting_for_what_a_dead_command_left(here: Machine, s3_env: S3Env) -> None:
+    with Proxy(s3_env.url) as proxy:
+        proxy.on("PUT", "/packs/", stall(), times=10)
+        under = (*EXEC, "--sigterm-grace=500ms")
+        trainer = here.trainer(under=under, **s3_env.behind(proxy.url).environment)
+        trainer.open(s3_env.uri)
+        trainer.stage(s3_env.uri, 5)
+        os.kill(trainer.hello["pid"], signal.SIGKILL)
+        wait_until(lambda: "waiting until what the command left" in trainer.log_text)
+        trainer.send(signal.SIGINT)
+        assert trainer.wait() == 137
+    assert here.tokens() != [], "the next agent goes on with it"
+
+
 def test_a_failure_is_tried_again_so_many_times(here: Machine, tmp_path: Path) -> None:
     count = shell(f"echo x >> {tmp_path}/starts; [ $(wc -l < {tmp_path}/starts) -ge 3 ]")
     done = run(here, "--restarts=1", command=count)
@@ -149,6 +163,8 @@ def test_a_trainer_that_a_shell_hides_hears_of_sigterm_from_the_agent(here: Mach
     assert event["seconds_left"] < 10
     staged = trainer.stage(uri, 4)["snapshot"]
     assert trainer.call("close", uri=uri, deadline_s=8)["committed"] == staged
+    assert trainer.popen.stdin is not None
+    trainer.popen.stdin.close()
     assert trainer.wait() == 75
     assert heartbeat(root, 1)["released"]
     assert str(check(uri, [staged])) == staged

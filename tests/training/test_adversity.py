@@ -149,6 +149,7 @@ def test_sigterm_while_an_agent_is_started_does_not_wait_for_it(here: Machine, b
     trainer = here.start(bucket.uri, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     wait_until((here.runtime / "agent.log").exists, what="the start of an agent")
     trainer.signal(signal.SIGTERM)
-    assert trainer.wait() == 75
+    wait_until(lambda: trainer.status is not None, timeout_s=GRACE_S, what="the end, within the grace")
+    assert trainer.status == 75
     assert "before the training began" in trainer.said
     assert not (here.runtime / "agent.sock").exists()
