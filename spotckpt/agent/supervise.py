@@ -75,8 +75,8 @@ def supervise(orders: Orders, say: Callable[[str], None]) -> int:
     """Runs the command beside an agent.
 
     Returns:
-        The command's exit status, 128 and the signal's number if one killed it; 75 if it did not finish and a notice or
-        SIGTERM is why; 126 or 127 if it cannot be started.
+        The command's exit status, 128 and the signal's number if one killed it; after a notice or SIGTERM 75, unless it
+        is 76; 126 or 127 if it cannot be started.
 
     Raises:
         AgentError: there is no agent, and none can be started.
@@ -128,11 +128,12 @@ class _Supervisor:
             status = self._run_once()
             starts += 1
             if status in _OVER:
-                return status
+                break
             if starts <= self._orders.restarts and not self._stopped_by:
                 self._pause(status, min(2.0 ** (starts - 1), _LONGEST_PAUSE_S))
         is_doomed = self._stopped_by == signal.SIGTERM or self._notice()
-        return Interrupted.exit_status if is_doomed else status
+        # also instead of 0, which may be that of a shell or of what a pipe ends in: a finished run only says so again
+        return Interrupted.exit_status if is_doomed and status != Superseded.exit_status else status
 
     def end(self) -> None:
         """Sees to it that what the command left is committed, and ends our agent; within the grace if it is counted."""

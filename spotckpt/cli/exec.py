@@ -57,7 +57,7 @@ def exec(
 
     For containers, where it may be PID 1, and wherever there is no systemd: spotckpt exec -- python train.py. Signals
     go to the command; however it ends, what it had staged is committed before this ends. The exit status is the
-    command's own, 128 and the number of the signal that killed it, or 75 if a notice or SIGTERM kept it from finishing.
+    command's own, 128 and the number of the signal that killed it; after a notice or SIGTERM it is 75.
     After a failure it is started again if --restarts allows it and no notice is in force; after 0, 75 and 76 never.
     """
     from spotckpt.agent import paths

@@ -130,7 +130,7 @@ def test_a_clock_that_runs_backwards_changes_no_order(
     assert here.train(bucket.uri, "--backwards", env=backwards).end == plain
     manifests = bucket.manifests()
     created = [manifest["created"] for manifest in manifests]
-    assert created == sorted(created, reverse=True) and len(set(created)) > 2, "the clock went as usual"
+    assert created == sorted(created, reverse=True) and len(set(created)) > 1, "the clock went as usual"
     steps = [manifest["step"] for manifest in manifests]
     assert steps == sorted(steps) and manifests[-1]["finished"]
     assert str(check(bucket.uri, [manifests[-1]["snapshot"]])) == manifests[-1]["snapshot"]
