@@ -8,8 +8,6 @@ import os
 import select
 import socket
 
-import pytest
-
 from spotckpt.agent import protocol
 from spotckpt.agent.processes import boot_id, start_time
 from tests.agent.harness import Machine, Trainer
@@ -29,30 +27,23 @@ def sent(proxy: Proxy, uri: str) -> int:
     return sum(seen.body_bytes for seen in list(proxy.seen) if seen.method == "PUT" and place in seen.path)
 
 
-@pytest.mark.parametrize(
-    ("limit", "line", "numbers"),
-    [("4MB/s", None, (5_000_000, 1_000_000)), ("", 4.0e6, (1_000_000, 1_000_000))],
-    ids=["by the limit", "by the line"],
-)
-def test_runs_that_upload_at_once_share_the_line(
-    here: Machine, s3_env: S3Env, limit: str, line: float | None, numbers: tuple[int, int]
-) -> None:
-    """With a limit also a run of many parts at once and one of a single request."""
-    with Proxy(s3_env.url, bytes_per_s=line) as proxy:
-        here.agent(*([f"--upload-limit={limit}"] if limit else []))
+def test_runs_that_upload_at_once_share_the_limit(here: Machine, s3_env: S3Env) -> None:
+    """One sends parts of its snapshot at once, the other a single request."""
+    numbers = (5_000_000, 1_000_000)
+    with Proxy(s3_env.url) as proxy:
+        here.agent("--upload-limit=4MB/s")
         many, single = uris(s3_env, 2)
-        trainers = [here.trainer(**s3_env.behind(proxy.url).environment) for _ in range(2)]
-        for trainer, uri, count in zip(trainers, (many, single), numbers, strict=True):
+        for uri, count in zip((many, single), numbers, strict=True):
+            trainer = here.trainer(**s3_env.behind(proxy.url).environment)
             trainer.open(uri)
             slot = trainer.call("slot", uri=uri, size_bytes=4 * count, step=1, wait_s=20)
             trainer.reply(trainer.start("fill", slot=slot, step=1, numbers=count))
-            trainer.start("call", op="sealed", fields={"uri": uri, "generation": slot["generation"]})
+            trainer.call("sealed", uri=uri, generation=slot["generation"])
         wait_until(lambda: sent(proxy, many) and sent(proxy, single), what="both uploads")
         before = [sent(proxy, uri) for uri in (many, single)]
         wait_until(lambda: sent(proxy, single) >= 0.9 * 4 * numbers[1], timeout_s=30, what="the shorter upload")
         shares = [sent(proxy, uri) - was for uri, was in zip((many, single), before, strict=True)]
         assert 0.5 < shares[0] / shares[1] < 2.0, shares
-        proxy.bytes_per_s = None
 
 
 def test_the_quota_of_the_spool_leaves_each_run_a_slot(here: Machine, s3_env: S3Env) -> None:

@@ -73,7 +73,8 @@ def test_a_container_is_stopped_within_its_grace_and_the_next_goes_on(
 ) -> None:
     here.environment.update(seaweed_env.environment)
     bucket = Bucket(seaweed_env.uri)
-    options = ["--frozen=17000000", "--every=1h", "--delay=0.1", "--epochs=100"]  # a little more than 64 MiB
+    # two of three slots fit into 64 MB
+    options = ["--frozen=6000000", "--every=1h", "--delay=0.1", "--epochs=100"]
     first = Container(here, tmp_path / "first", f"--uri={bucket.uri}", *options)
     first.wait_for("step 3")
     status = first.stop(GRACE_S)
