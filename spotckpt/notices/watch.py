@@ -12,8 +12,12 @@ from spotckpt.notices.notice import Notice
 
 _LOG = logging.getLogger(__name__)
 
-ABSENT_RECHECK_S = 60.0
 RETRY_LIMIT_S = 30.0
+ABSENT_LIMIT_S = 300.0
+STEADY_LOOKS = 3
+"""So often in a row must a source that failed answer before that is told: one that comes and goes fills no log."""
+
+_WELL: tuple[State, bool] = ("answers", False)
 
 
 class Source(Protocol):
@@ -30,9 +34,9 @@ def next_delay_s(state: State, *, failures: int, interval_s: float) -> float:
     """Seconds until the next look, after that many looks in a row that ended in this state."""
     if state == "answers":
         return interval_s
-    if state == "failing":
-        return float(min(interval_s * 2 ** min(failures - 1, 10), max(RETRY_LIMIT_S, interval_s)))
-    return max(ABSENT_RECHECK_S, interval_s) * min(failures, 5)
+    # an agent may begin before the network does: what is absent then is soon looked for again, too
+    limit_s = RETRY_LIMIT_S if state == "failing" else ABSENT_LIMIT_S
+    return float(min(interval_s * 2 ** min(failures - 1, 10), max(limit_s, interval_s)))
 
 
 class Watcher:
@@ -50,8 +54,8 @@ class Watcher:
         self._interval_s = interval_s
         self._stopping = threading.Event()
         self._state: State | None = None
-        self._seen: tuple[State, bool] | None = None
-        self._failures = 0
+        self._told: set[tuple[State, bool]] = set()
+        self._failures = self._well = 0
         self.first_look = threading.Event()
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
 
@@ -79,13 +83,20 @@ class Watcher:
     def _look(self) -> float:
         poll = self._source.poll()
         self._failures = self._failures + 1 if poll.state == self._state else 1
-        seen = (poll.state, poll.state == "answers" and bool(poll.detail))
-        if seen != self._seen:
+        if self._is_news(poll):
             self._log_transition(poll)
-            self._seen = seen
         self._state = poll.state
         self._on_notices(poll.notices)
         return next_delay_s(poll.state, failures=self._failures, interval_s=self._interval_s)
+
+    def _is_news(self, poll: Poll) -> bool:
+        """Each trouble is told once until the source has been well for a while, and that is told once."""
+        seen = (poll.state, bool(poll.detail) and poll.state == "answers")
+        self._well = self._well + 1 if seen == _WELL else 0
+        if seen in self._told or (seen == _WELL and self._told and self._well < STEADY_LOOKS):
+            return False
+        self._told = {_WELL} if seen == _WELL else {*self._told, seen} - {_WELL}
+        return True
 
     def _log_transition(self, poll: Poll) -> None:
         match poll.state:

@@ -35,6 +35,12 @@ from spotckpt.store.os_errors import from_os_error, one_line
 
 _CREATING = threading.Lock()
 _PIECE_BYTES = 16 * MIB
+_CHECKED_BYTES = 64 * MIB
+"""How much is read of a version before it is asked again which one it was."""
+
+
+def _nobody(index: int) -> None:
+    pass
 
 
 class FsspecStore(Store):
@@ -104,15 +110,25 @@ class FsspecStore(Store):
         etag: str | None = None,
         width: int | None = None,
     ) -> None:
-        """See `Store.read_into`. One piece after the other; the version is compared before and after each span."""
+        """See `Store.read_into`. One piece after the other; now and then the version is compared.
+
+        Only then are the spans before it told to have arrived.
+        """
         deadline = self.until(deadline, size_bytes=size_of_spans(spans))
         wanted = self.stat(key, deadline=deadline).etag if etag is None else etag
+        come: list[int] = []
+        unchecked_bytes = 0
         for index, span in enumerate(spans):
             self._fill(key, span, deadline, progress)
+            come.append(index)
+            unchecked_bytes += size_of(span[1])
+            if unchecked_bytes < _CHECKED_BYTES and index + 1 < len(spans):
+                continue
             if self.stat(key, deadline=deadline).etag != wanted:
                 raise Replaced("read_into", f"{self.uri}/{key}", "the object was replaced while it was read")
-            if arrived is not None:
-                arrived(index)
+            for there in come:
+                (arrived or _nobody)(there)
+            come, unchecked_bytes = [], 0
 
     def _fill(self, key: str, span: Span, deadline: Deadline, progress: Progress | None) -> None:
         offset, buffers = span

@@ -2,7 +2,8 @@
 
     {"tag": 1, "do": "call", "op": "open", "fields": {...}}    a request as it is
     {"tag": 2, "do": "stage", "uri": ..., "step": 7}           slot, bytes, seal, nudge
-    {"tag": 3, "do": "connect"}                                hangs up and connects again, to a new agent if need be
+    {"tag": 3, "do": "many", "uri": ..., "step": 7, "count": 9}
+    {"tag": 4, "do": "connect"}                                hangs up and connects again, to a new agent if need be
 
 Every number in the staged tensor is the step, so that a reader can tell one snapshot from another. With `frozen` there
 are so many numbers more that never change.
@@ -93,6 +94,14 @@ class Trainer:
         if command.get("nudge", True):
             self.client.call("sealed", timeout=60, uri=uri, generation=reply["generation"])
         return reply
+
+    def do_many(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Stages one snapshot after the other, each when the one before is committed."""
+        for step in range(command["step"], command["step"] + command["count"]):
+            self.do_stage({**command, "step": step, "wait_s": 10})
+            ended = self.client.call("drain", timeout=60, uri=command["uri"], deadline_s=50)
+            assert ended["acknowledged"], ended
+        return {}
 
     def do_fill(self, command: dict[str, Any]) -> dict[str, Any]:
         """Without the agent."""

@@ -133,3 +133,24 @@ def test_an_agent_that_is_told_to_end_lets_trainers_finish_first(here: Machine, 
     idle = here.agent()
     idle.send(signal.SIGINT)
     assert idle.wait() == 0
+
+
+@pytest.mark.fault(73)
+def test_a_notice_is_seen_after_an_outage_that_filled_no_log(here: Machine, uri: str) -> None:
+    with running_imds() as imds:
+        agent = here.agent(f"--metadata-endpoint={imds.endpoint}", "--poll-interval=0.05")
+        trainer = here.trainer()
+        trainer.open(uri)
+        wait_until(lambda: "the metadata service answers" in agent.log_text)
+        before = imds.count("GET", SPOT_PATH)
+        wait_until(lambda: imds.count("GET", SPOT_PATH) > before + 20, what="looks")
+        imds.expire_tokens()  # 401, and then nobody gives a new one
+        imds.token_status = 503
+        wait_until(lambda: imds.count("PUT", TOKEN_PATH) > 5, what="looks in vain")
+        trainer.wait_committed(trainer.stage(uri, 1)["snapshot"])
+        imds.spot("terminate", in_s=100)
+        imds.token_status = 200
+        event = trainer.wait_event("notice")
+        assert (event["kind"], event["action"]) == ("spot", "terminate")
+        told = [line for line in agent.log_text.splitlines() if "metadata service" in line]
+        assert len(told) <= 3, told

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from spotckpt.notices.ec2 import Ec2Metadata, Poll
 from spotckpt.notices.notice import AFTERMATH_S, Notice, most_urgent
-from spotckpt.notices.watch import ABSENT_RECHECK_S, RETRY_LIMIT_S, Watcher, next_delay_s
+from spotckpt.notices.watch import ABSENT_LIMIT_S, RETRY_LIMIT_S, STEADY_LOOKS, Watcher, next_delay_s
 from tests.support.imds import SPOT_PATH, running_imds
 
 
@@ -23,8 +24,8 @@ def test_delays_back_off_and_are_capped() -> None:
         RETRY_LIMIT_S,
         RETRY_LIMIT_S,
     ]
-    assert next_delay_s("absent", failures=1, interval_s=5.0) == ABSENT_RECHECK_S
-    assert next_delay_s("disabled", failures=99, interval_s=5.0) == 5 * ABSENT_RECHECK_S
+    assert [next_delay_s("absent", failures=n, interval_s=5.0) for n in (1, 2, 99)] == [5.0, 10.0, ABSENT_LIMIT_S]
+    assert next_delay_s("disabled", failures=99, interval_s=5.0) == ABSENT_LIMIT_S
 
 
 @pytest.mark.fault(73)
@@ -37,13 +38,40 @@ def test_transitions_are_logged_once_and_polls_are_not(caplog: pytest.LogCapture
         imds.answers[SPOT_PATH] = (503, "")
         _await(looks, 4)
         imds.answers.pop(SPOT_PATH)
-        _await(looks, 4)
+        _await(looks, STEADY_LOOKS + 1)
         watcher.stop(timeout_s=5)
     lines = [record.getMessage() for record in caplog.records if record.name == "spotckpt.notices.watch"]
     assert [line.split(" (")[0] for line in lines] == [
         "the metadata service answers: watching for interruption notices",
         "the metadata service fails in part",
         "the metadata service answers: watching for interruption notices",
+    ]
+
+
+@pytest.mark.fault(73)
+def test_a_service_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    looks = threading.Semaphore(0)
+    well, partly, down = Poll((), "answers"), Poll((), "answers", "a path fails"), Poll((), "failing", "no answer")
+    states: Iterator[Poll] = itertools.cycle([well, down, well, partly])
+
+    class Fickle:
+        def poll(self) -> Poll:
+            looks.release()
+            return next(states)
+
+        def close(self) -> None:
+            pass
+
+    with caplog.at_level(logging.DEBUG):
+        watcher = Watcher(Fickle(), lambda _: None, interval_s=0.01)
+        watcher.start()
+        _await(looks, 60)
+        watcher.stop(timeout_s=5)
+    lines = [record.getMessage() for record in caplog.records if record.name == "spotckpt.notices.watch"]
+    assert [line.split(" (")[0] for line in lines] == [
+        "the metadata service answers: watching for interruption notices",
+        "the metadata service fails",
+        "the metadata service fails in part",
     ]
 
 

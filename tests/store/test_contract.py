@@ -11,6 +11,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from spotckpt.deadline import Deadline
 from spotckpt.errors import AlreadyExists, LimitExceeded, NotFound, Replaced, Unavailable
@@ -254,6 +255,26 @@ def test_a_range_past_the_end_is_an_error(store):
     deadline = Deadline.after(1.0)
     with pytest.raises(Unavailable, match="pack"):
         read_ranges(store, "pack", [(0, 5), (8, 4)], deadline=deadline)
+
+
+def test_many_small_spans_do_not_cost_a_look_each():
+    class Counted(MemoryFileSystem):
+        looks = 0
+
+        def info(self, path: str, **options: Any) -> Any:
+            type(self).looks += 1
+            return super().info(path, **options)
+
+    store = FsspecStore(Counted(skip_instance_cache=True), f"/{uuid.uuid4().hex}", uri="memory://run")
+    data = os.urandom(1000)
+    store.put("pack", [data])
+    Counted.looks = 0
+    there: list[int] = []
+    assert read_ranges(store, "pack", [(at, 1) for at in range(1000)], arrived=there.append) == [
+        bytes([b]) for b in data
+    ]
+    assert there == list(range(1000))
+    assert Counted.looks == 2, "before and after"
 
 
 def test_list_finds_exactly_the_prefix(store):
