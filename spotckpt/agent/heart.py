@@ -11,6 +11,7 @@ from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.errors import SpotckptError
 from spotckpt.snapshot.attempts import is_superseded, write_heartbeat
 from spotckpt.snapshot.catalog import read_heartbeat
+from spotckpt.snapshot.losses import Reached
 from spotckpt.snapshot.records import Heartbeat, Holder
 from spotckpt.store.base import Store
 
@@ -26,6 +27,7 @@ class Heart:
         interval_s: between two beats.
         store: the store to write to now.
         last_committed: the newest acknowledged snapshot.
+        reached: how far the training has come.
         on_superseded: called, on the heart's thread, when a later claim is seen; nothing is written any more.
         adopted: another agent has written before us: go on counting from there.
     """
@@ -38,6 +40,7 @@ class Heart:
         interval_s: float,
         store: Callable[[], Store],
         last_committed: Callable[[], str | None],
+        reached: Callable[[], Reached | None],
         on_superseded: Callable[[], None],
         adopted: bool,
         clock: Clock = SYSTEM_CLOCK,
@@ -47,6 +50,7 @@ class Heart:
         self._interval_s = interval_s
         self._store = store
         self._last_committed = last_committed
+        self._reached = reached
         self._on_superseded = on_superseded
         self._adopted = adopted
         self._clock = clock
@@ -117,6 +121,7 @@ class Heart:
             last,
             holder=self._holder,
             interval_s=self._interval_s,
+            reached=self._reached(),
         )
 
     def _log_failure(self, error: SpotckptError) -> None:

@@ -75,6 +75,7 @@ class PaceWriter:
     """The trainer's end."""
 
     def __init__(self, path: Path, *, now: Callable[[], float] = SYSTEM_CLOCK.now) -> None:
+        self.path = path
         self._now = now
         self._boundaries = Boundaries()
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

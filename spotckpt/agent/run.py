@@ -10,6 +10,7 @@ from spotckpt.agent.answering import Answers
 from spotckpt.agent.commons import Commons
 from spotckpt.agent.draining import drain
 from spotckpt.agent.log import about
+from spotckpt.agent.losses import find_lost, unsaved
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.pace import PACE_NAME
 from spotckpt.agent.planner import Decision
@@ -22,11 +23,15 @@ from spotckpt.errors import AgentError, SpoolError, Superseded
 from spotckpt.notices.notice import Notice
 from spotckpt.redact import redacted
 from spotckpt.snapshot.attempts import write_base
+from spotckpt.snapshot.losses import Lost
 from spotckpt.snapshot.records import Base, Holder
 from spotckpt.store.base import Store
 from spotckpt.store.open import open_store
 
 _LOG = logging.getLogger(__name__)
+
+_LOOK_S = 10.0
+"""For what the last interruption has cost, which is good to know and not worth waiting for."""
 
 
 class Run:
@@ -82,6 +87,8 @@ class Run:
         if trainer is None:
             self.uploads.return_by = Deadline.after(self.token.stale_after_s, clock)
         self._adopted = adopted
+        if not adopted:
+            self.pace_path.unlink(missing_ok=True)  # of an earlier attempt, whose newest snapshot is kept there
         self._answers = Answers(self.uploads, tell=emit, clock=clock)
 
     def start(self) -> None:
@@ -152,11 +159,15 @@ class Run:
     def write_base(self, base: Base) -> None:
         """Records what the attempt continues; from here snapshots may be committed. Raises as the function does."""
         self._require_open()
-        write_base(self.uploads.store, base)
-        with self.uploads.changed:
-            self.spool.update(based=True, parent=None if base.snapshot is None else str(base.snapshot))
+        store = self.uploads.store
+        write_base(store, base)
         with about(run=self.uri, attempt=self.token.attempt):
-            _LOG.info("%s continues %s", self.uploads.name, base.snapshot or "nothing: a new run")
+            look = Deadline.after(min(self.token.call_timeout_s, _LOOK_S), self._clock)
+            lost = find_lost(store, base, highest=self.token.highest, deadline=look)
+            with self.uploads.changed:
+                self.spool.update(based=True, parent=base.snapshot, lost=lost)
+            cost = f"; the interruption before has cost {lost.steps} steps, {lost.seconds:.0f} s" if lost else ""
+            _LOG.info("%s continues %s%s", self.uploads.name, base.snapshot or "nothing: a new run", cost)
 
     def lend(self, size_bytes: int, *, step: int, wait_s: float) -> SpoolSlot | None:
         """A slot for the next snapshot, or None if there is none to be had and none becomes free for that long.
@@ -257,6 +268,8 @@ class Run:
             "slots": [slot.to_json() for slot in list(self.spool.slots)],
             "uploading": transfer.to_json() if transfer else None,
             "last_committed": self.token.last_committed,
+            "unsaved": _json(unsaved(self.spool)),
+            "lost": _json(self.token.lost),
             "trainer_pid": trainer.pid if trainer else None,
             "error": error_fields(failure) if failure else None,
         }
@@ -267,3 +280,7 @@ class Run:
         if self.left:
             return "closing" if self.trainer and self.trainer.alive else "orphaned"
         return "training" if self.token.based else "claimed"
+
+
+def _json(lost: Lost | None) -> Message | None:
+    return None if lost is None else lost.to_json()

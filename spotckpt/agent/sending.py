@@ -83,6 +83,7 @@ class Sender:
         share: of the last snapshot's bytes, how much was sent: unchanged tensors are not.
         copy_s: from the last snapshot's boundary to its seal.
         commit_s: what its upload took beside its bytes.
+        saved_at: when what was committed last was captured, on the agent's clock.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Sender:
         self._measuring = threading.Lock()
         self.transfer: Transfer | None = None
         self.share = 1.0
-        self.copy_s = self.commit_s = 0.0
+        self.copy_s = self.commit_s = self.saved_at = 0.0
 
     @property
     def bandwidth(self) -> float | None:
@@ -160,8 +161,10 @@ class Sender:
             hint = "it is sent again, under another id"
             raise SpoolError(f"the upload of {sent.manifest.snapshot} began over {days:g} days ago", hint=hint)
         commit(self.store, sent.manifest)
+        now = self._clock.now()
+        self.saved_at = now - (self._clock.wall() - sent.manifest.created)
         if bytes_s is not None:
-            self.commit_s = self._clock.now() - sent.began - bytes_s
+            self.commit_s = now - sent.began - bytes_s
         return str(sent.manifest.snapshot)
 
     def _is_old(self, sent: Sent) -> bool:
@@ -213,6 +216,7 @@ class Sender:
                 slot.view(seal.data_bytes),
                 run_id=token.run_id,
                 parent=token.parent,
+                lost=token.lost,
                 previous=self._known_parent(),
                 deadline=Deadline.after(token.call_timeout_s + seal.data_bytes / slowest, self._clock),
                 progress=progress,

@@ -34,6 +34,7 @@ from spotckpt.agent.slots import SEAL_NAME, STAGED_NAME, Seal
 from spotckpt.config import Settings
 from spotckpt.errors import AgentError, SpoolError, SpotckptError
 from spotckpt.snapshot.keys import SnapshotId, manifest_key
+from spotckpt.snapshot.losses import Lost
 from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.staged import Staged
 
@@ -67,7 +68,8 @@ class Token:
         upload_every_s: the run's setting.
         upload_limit: the run's setting.
         reserve_s: the run's setting.
-        lost: what the interruption before this attempt cost; None if it is not known.
+        saved_at: when the newest acknowledged one was captured, seconds since boot.
+        lost: see `Manifest`.
         keep: the run's setting, as text; empty is none.
     """
 
@@ -90,7 +92,8 @@ class Token:
     upload_every_s: float = 0.0
     upload_limit: float = 0.0
     reserve_s: float = Settings.reserve_s
-    lost: dict[str, float] | None = None
+    saved_at: float = 0.0
+    lost: Lost | None = None
     keep: str = ""
 
 
@@ -499,6 +502,8 @@ def _is_hash(name: str) -> bool:
 
 def _read_token(path: Path) -> Token | None:
     try:
-        return Token(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        fields = json.loads(path.read_bytes())
+        lost = fields.pop("lost", None)
+        return Token(**fields, lost=None if lost is None else Lost(**lost))
+    except (OSError, ValueError, TypeError, AttributeError):
         return None

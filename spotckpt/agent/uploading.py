@@ -11,6 +11,7 @@ from spotckpt.agent.heart import Heart
 from spotckpt.agent.housekeeping import Housekeeper
 from spotckpt.agent.lending import Lender
 from spotckpt.agent.log import about, fields
+from spotckpt.agent.losses import reached
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.planner import overrun
 from spotckpt.agent.protocol import Message, error_fields
@@ -106,6 +107,7 @@ class Uploads:
             interval_s=min(SLOWEST_BEAT_S, spool.token.stale_after_s / 6),
             store=lambda: self.store,
             last_committed=lambda: self._token.last_committed,
+            reached=lambda: reached(spool),
             on_superseded=self._overtaken,
             adopted=adopted,
             clock=clock,
@@ -250,7 +252,7 @@ class Uploads:
     def _committed(self, slot: SpoolSlot, snapshot: str, began: float) -> None:
         """Token, heartbeat, and only then the slot: whoever dies in between, nothing is told twice or forgotten."""
         with self.changed:
-            self.spool.update(last_committed=snapshot, parent=snapshot)
+            self.spool.update(last_committed=snapshot, parent=snapshot, saved_at=self.sender.saved_at)
             self.dropped = None
             self.backoff.succeeded()
         transfer, seconds = self.sender.transfer, self._clock.now() - began

@@ -161,10 +161,17 @@ def _show_run(run: Mapping[str, Any]) -> None:
         ("slots", ", ".join(f"{count} {state}" for state, count in slots.items()) or "none"),
         ("uploading", _uploading(run["uploading"])),
         ("last committed", run["last_committed"] or "nothing yet"),
+        ("not committed yet", _work(run["unsaved"])),
     ]
+    if run["lost"]:
+        pairs.append(("last interruption cost", _work(run["lost"])))
     if error := run["error"]:
         pairs.append(("error", "; ".join(filter(None, (error.get("message"), error.get("hint"))))))
     output.emit_pairs(pairs)
+
+
+def _work(lost: Mapping[str, Any] | None) -> str:
+    return "no step was taken" if lost is None else f"{lost['steps']} steps, {lost['seconds']:.0f} s"
 
 
 def _uploading(upload: Mapping[str, Any] | None) -> str:

@@ -58,6 +58,7 @@ def _document(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[S
         "uri": uri,
         **facts,
         "best": {name: vars(best) for name, best in manifest.best.items()},
+        "lost": None if manifest.lost is None else manifest.lost.to_json(),
         "parts": [vars(part) for part in manifest.parts],
         "packs": [vars(pack) for pack in manifest.packs],
         "lineage": [str(one) for one in ancestors],
@@ -101,6 +102,8 @@ def _facts(manifest: Manifest, ancestors: list[SnapshotId]) -> Iterator[tuple[st
     yield "committed", f"{when} ({manifest.reason})"
     sent = f"{output.size(manifest.data_bytes)} of tensors, {output.size(manifest.uploaded_bytes)} uploaded"
     yield "size", sent
+    if manifest.lost is not None:
+        yield "interruption before", f"{manifest.lost.steps} steps lost, {manifest.lost.seconds:.0f} s of training"
     if manifest.timings:
         yield "timings", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in manifest.timings.items())
     for number, one in enumerate(ancestors[:_LINEAGE_SHOWN]):

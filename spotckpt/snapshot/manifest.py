@@ -12,6 +12,7 @@ from spotckpt.snapshot.envelope import unwrap, wrap
 from spotckpt.snapshot.facts import Facts, facts_from
 from spotckpt.snapshot.fields import Fields
 from spotckpt.snapshot.keys import SnapshotId, manifest_key, parse_key
+from spotckpt.snapshot.losses import Lost
 
 MAX_MANIFEST_BYTES = 1 << 20
 
@@ -74,6 +75,7 @@ class Manifest(Facts):
         parts: of each rank.
         packs: every pack that a part uses.
         uploaded_bytes: bytes sent for it.
+        lost: what the interruption before this attempt cost; None if there was none, or that is not known.
     """
 
     run_id: str
@@ -83,6 +85,7 @@ class Manifest(Facts):
     parts: tuple[PartRef, ...]
     packs: tuple[PackRef, ...]
     uploaded_bytes: int = 0
+    lost: Lost | None = None
 
     def to_bytes(self) -> bytes:
         """The object's bytes."""
@@ -93,6 +96,7 @@ class Manifest(Facts):
                 "parent": None if self.parent is None else str(self.parent),
                 "committed": self.committed,
                 "uploaded_bytes": self.uploaded_bytes,
+                "lost": None if self.lost is None else self.lost.to_json(),
                 "parts": [vars(part) for part in self.parts],
                 "packs": [vars(pack) for pack in self.packs],
                 **self.facts_to_json(),
@@ -104,7 +108,7 @@ class Manifest(Facts):
     def from_bytes(cls, data: bytes, *, key: str) -> Manifest:
         """Reads the object at `key`. Raises as `unwrap` does, and Corrupt if it belongs at another key."""
         fields = Fields(unwrap(data, key=key, limit_bytes=MAX_MANIFEST_BYTES), key)
-        snapshot = fields.snapshot("snapshot")
+        snapshot, lost = fields.snapshot("snapshot"), fields.body.get("lost")
         manifest = cls(
             run_id=fields.text("run_id"),
             snapshot=snapshot,
@@ -113,6 +117,7 @@ class Manifest(Facts):
             parts=fields.each("parts", PartRef.from_fields),
             packs=fields.each("packs", PackRef.from_fields),
             uploaded_bytes=fields.count("uploaded_bytes"),
+            lost=None if lost is None else Lost.from_fields(Fields(lost, key)),
             **facts_from(fields, snapshot),
         )
         manifest._check(fields)

@@ -17,6 +17,7 @@ from spotckpt.snapshot.keys import (
     heartbeat_key,
     tombstone_key,
 )
+from spotckpt.snapshot.losses import Reached
 
 MAX_RECORD_BYTES = 64 * 1024
 
@@ -213,6 +214,7 @@ class Heartbeat:
         last_committed: its newest acknowledged snapshot.
         holder: who beats, when another agent took over from the one that claimed.
         interval_s: seconds between beats; 0 if it is not told.
+        reached: how far the training has come; None if it is not told.
     """
 
     attempt: int
@@ -223,6 +225,7 @@ class Heartbeat:
     nonce: str = field(default_factory=new_nonce)
     holder: Holder | None = None
     interval_s: float = 0.0
+    reached: Reached | None = None
 
     @property
     def last_id(self) -> SnapshotId | None:
@@ -241,6 +244,7 @@ class Heartbeat:
                 "nonce": self.nonce,
                 "holder": None if self.holder is None else self.holder.to_json(),
                 "interval_s": self.interval_s,
+                "reached": None if self.reached is None else self.reached.to_json(),
             },
             limit_bytes=MAX_RECORD_BYTES,
         )
@@ -253,7 +257,7 @@ class Heartbeat:
         last = fields.maybe_snapshot("last_committed")
         if heartbeat_key(attempt) != key or (last is not None and last.attempt != attempt):
             raise fields.corrupt(f"it is the heartbeat of attempt {attempt}, last committed {last}")
-        holder = fields.body.get("holder")
+        holder, reached = fields.body.get("holder"), fields.body.get("reached")
         return cls(
             attempt,
             fields.count("count"),
@@ -263,6 +267,7 @@ class Heartbeat:
             fields.text("nonce"),
             None if holder is None else Holder.from_fields(Fields(holder, key)),
             fields.seconds("interval_s") if "interval_s" in fields.body else 0.0,
+            None if reached is None else Reached.from_fields(Fields(reached, key)),
         )
 
 

@@ -13,6 +13,7 @@ from spotckpt.snapshot.envelope import digest
 from spotckpt.snapshot.fetch import read_manifest, read_part
 from spotckpt.snapshot.hashing import Hashing
 from spotckpt.snapshot.keys import SnapshotId, claim_key, manifest_key, pack_key, part_key
+from spotckpt.snapshot.losses import Lost
 from spotckpt.snapshot.manifest import Manifest, PackRef, PartRef
 from spotckpt.snapshot.pack import Layout, layout
 from spotckpt.snapshot.part import Part, TensorEntry
@@ -66,6 +67,7 @@ def upload(
     run_id: str,
     parent: str | SnapshotId | None,
     previous: Previous | None = None,
+    lost: Lost | None = None,
     deadline: Deadline | None = None,
     progress: Progress | None = None,
     planned: Callable[[int], None] = _nothing,
@@ -85,6 +87,7 @@ def upload(
         data: the data section.
         run_id: from `run.json`.
         parent: the snapshot that this one continues.
+        lost: for the manifest.
         previous: what is known of the parent; None sends everything.
         deadline: for each request.
         progress: told the bytes sent.
@@ -127,6 +130,7 @@ def upload(
         parts=(sent.part_ref,),
         packs=sent.packs,
         uploaded_bytes=sent.size_bytes,
+        lost=lost,
         **{**staged.facts(), "timings": timings},
     )
     return manifest, previous_of(manifest, sent.part, tensors.probes)

@@ -148,7 +148,8 @@ class Session:
     def _open_pace(self, reply: Message) -> None:
         """Without it the agent only guesses when a boundary comes."""
         with contextlib.suppress(OSError, KeyError):
-            self._pace = PaceWriter(Path(reply["pace"]))
+            if self._pace is None or not self._pace.path.exists():  # the next agent goes on with the same file
+                self._pace = PaceWriter(Path(reply["pace"]))
 
     def prepare(self, size_bytes: int) -> list[tuple[Path, Path]]:
         """Has the agent allocate the slots; (directory, data file) of each. It takes its time: not for the loop."""

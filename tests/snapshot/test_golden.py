@@ -12,6 +12,7 @@ from spotckpt.snapshot.catalog import read_catalog
 from spotckpt.snapshot.choose import choose
 from spotckpt.snapshot.fetch import read_manifest, read_part, read_tensors, verify
 from spotckpt.snapshot.keys import pack_key
+from spotckpt.snapshot.losses import Lost, Reached
 from spotckpt.snapshot.metrics import Best, History
 from spotckpt.snapshot.pack import ITEM_BYTES
 from spotckpt.snapshot.tree import decode
@@ -29,6 +30,7 @@ def test_the_records() -> None:
     assert (found.claims[2].selector, found.claims[2].holder.trainer_pid) == ("step=10", 12)
     assert (found.bases[1].id, found.bases[2].id, found.bases[2].consumed) == (None, FIRST, ("step=10",))
     assert (found.heartbeats[1].released, found.heartbeats[2].last_id) == (True, SECOND)
+    assert found.heartbeats[1].reached == Reached(12, 0.5)
     assert not found.problems and not found.strangers
     assert choose(found, 3, Selector.parse("step=10")).candidates == (SECOND, FIRST)
 
@@ -38,6 +40,7 @@ def test_the_manifest() -> None:
     assert (manifest.parent, manifest.step, manifest.epoch, manifest.reason) == (FIRST, 20, 1, "notice")
     assert (manifest.created, manifest.committed, manifest.finished) == (1_700_000_000.25, 1_700_000_001.0, False)
     assert manifest.best == {"train/loss:min": Best(0.25, 2, 0)} and manifest.evaluated == {"valid/top1": 0.5}
+    assert manifest.lost == Lost(2, 0.5)
     assert manifest.arguments == {"lr": 0.001}
     assert [pack.key for pack in manifest.packs] == [pack_key(SECOND), pack_key(FIRST)]
     assert verify(store, SECOND).problems == ()

@@ -16,6 +16,7 @@ import numpy as np
 
 from spotckpt.snapshot.attempts import claim, write_base, write_heartbeat
 from spotckpt.snapshot.keys import RUN_KEY, SnapshotId
+from spotckpt.snapshot.losses import Lost, Reached
 from spotckpt.snapshot.metrics import Best, History
 from spotckpt.snapshot.pack import ITEM_BYTES, TensorSpec, layout, stored_as
 from spotckpt.snapshot.records import Base, Heartbeat, Holder, RunRecord
@@ -121,9 +122,13 @@ def main(target: Path) -> None:
         claim(store, number, holder, selector, created=1_700_000_000.0, arguments={"lr": 0.001})
         write_base(store, Base(number, None if parent is None else str(parent), selector, consumed))
         made, data = staged(snapshot)
-        manifest, previous = upload(store, made, data, run_id="0123456789abcdef", parent=parent, previous=previous)
+        lost = None if parent is None else Lost(2, 0.5)
+        manifest, previous = upload(
+            store, made, data, run_id="0123456789abcdef", parent=parent, previous=previous, lost=lost
+        )
         commit(store, replace(manifest, committed=1_700_000_001.0))
-        write_heartbeat(store, Heartbeat(number, 3, 1_700_000_002.0, number == 1, str(snapshot), holder=holder))
+        beat = Heartbeat(number, 3, 1_700_000_002.0, number == 1, str(snapshot), holder=holder)
+        write_heartbeat(store, replace(beat, reached=Reached(snapshot.step + 2, 0.5)))
         parent = snapshot
 
 
