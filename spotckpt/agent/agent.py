@@ -134,6 +134,12 @@ class Agent:
             return bool(self._runs or self._opening or self._connections)
 
     @property
+    def has_open_runs(self) -> bool:
+        """Whether an attempt is not released yet."""
+        with self._lock:
+            return bool(self._runs)
+
+    @property
     def has_runs(self) -> bool:
         """Whether there is a run, or somebody waits for the reply that it ended."""
         with self._lock:

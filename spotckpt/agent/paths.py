@@ -31,11 +31,13 @@ def spool_dir(environ: Mapping[str, str] = os.environ) -> Path:
         return Path(chosen)
     if os.access("/dev/shm", os.W_OK | os.X_OK):
         return Path(f"/dev/shm/spotckpt-{os.getuid()}")
-    return disk_dir()
+    return disk_dir(environ)
 
 
-def disk_dir() -> Path:
-    """Where slots go that do not fit into memory."""
+def disk_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where slots go that do not fit into memory: systemd's CACHE_DIRECTORY, which trainers see, else in /var/tmp."""
+    if given := environ.get("CACHE_DIRECTORY"):
+        return Path(given.split(":", 1)[0])
     return Path(f"/var/tmp/spotckpt-{os.getuid()}")
 
 

@@ -264,7 +264,7 @@ class _Service:
     def _let_go(self) -> None:
         """When the Auto Scaling group waits for this machine and nothing is left to commit, it is told so, once."""
         final = [notice for notice in self.agent.board.in_force() if notice.is_final]
-        if self._departing or self.agent.has_runs or all(notice.kind != "lifecycle" for notice in final):
+        if self._departing or self.agent.has_open_runs or all(notice.kind != "lifecycle" for notice in final):
             return
         self._departing = True
         known = [notice.deadline for notice in final if notice.deadline is not None]

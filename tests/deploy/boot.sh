@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Boots systemd as PID 1 of namespaces of its own, on a copy-on-write view of this machine's root; nothing it writes stays.
 #
-#   boot.sh TREE VENV PYTHON VERSION SHARED CONSOLE
+#   boot.sh TREE VENV PYTHON VERSION SHARED CONSOLE SHM
 #
 # TREE appears at /srv/spotckpt, the virtual environment VENV of PYTHON/bin/VERSION at /opt/spotckpt, SHARED at /shared, and
-# the terminal CONSOLE as /dev/console. Before systemd starts, SHARED/install runs in the new root as in a checkout, and
+# the terminal CONSOLE as /dev/console; /dev/shm has the size SHM. Before systemd starts, SHARED/install runs in the new root as in a checkout, and
 # SHARED/root is copied over it.
 #
 # Runs as the first process of `unshare --pid --fork --mount --uts --ipc --cgroup`. The network is this machine's.
 set -euo pipefail
-tree=$1 venv=$2 python=$3 version=$4 shared=$5 console=$6
+tree=$1 venv=$2 python=$3 version=$4 shared=$5 console=$6 shm=$7
 
 mount --make-rprivate /
 top=$shared/machine # of this namespace only
@@ -25,7 +25,7 @@ mount -o remount,bind,ro "$root/proc/sys" # a kernel has only one set of these
 mount -t sysfs -o ro sysfs "$root/sys"
 mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
 mount --rbind /dev "$root/dev"
-mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
+mount -t tmpfs -o "mode=1777,size=$shm" tmpfs "$root/dev/shm"
 mount --bind "$console" "$root/dev/console"
 for place in run tmp var/tmp; do mount -t tmpfs -o mode=1777 tmpfs "$root/$place"; done
 chmod 755 "$root/run"

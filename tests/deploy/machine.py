@@ -55,9 +55,10 @@ class Booted:
         shared: a directory that appears as /shared inside; for what the machine's services write.
         install: shell commands that install the units, run in a checkout.
         files: path → text, written over what was installed.
+        shm: how large /dev/shm is, as mount(8) has it.
     """
 
-    def __init__(self, shared: Path, *, install: str, files: Mapping[str, str]) -> None:
+    def __init__(self, shared: Path, *, install: str, files: Mapping[str, str], shm: str) -> None:
         self.shared = shared
         shared.mkdir(parents=True, exist_ok=True)
         shared.chmod(0o777)
@@ -73,7 +74,7 @@ class Booted:
         self._reader.start()
         in_cgroup = ["sh", "-c", 'echo $$ >"$0/cgroup.procs"; exec "$@"', str(self._cgroup)]
         unshare = ["unshare", "--fork", "--kill-child", *NAMESPACES]
-        boot = [str(BOOT), str(TREE), sys.prefix, sys.base_prefix, PYTHON, str(shared), os.ttyname(slave)]
+        boot = [str(BOOT), str(TREE), sys.prefix, sys.base_prefix, PYTHON, str(shared), os.ttyname(slave), shm]
         self._process = subprocess.Popen(
             [*in_cgroup, *unshare, *boot], stdin=subprocess.DEVNULL, stdout=slave, stderr=slave
         )
@@ -137,8 +138,8 @@ def _distribution() -> dict[str, str]:
 
 
 @contextmanager
-def booted(shared: Path, *, install: str, files: Mapping[str, str]) -> Iterator[Booted]:
-    machine = Booted(shared, install=install, files=files)
+def booted(shared: Path, *, install: str, files: Mapping[str, str], shm: str = "64m") -> Iterator[Booted]:
+    machine = Booted(shared, install=install, files=files, shm=shm)
     try:
         machine.wait_running()
         yield machine

@@ -107,6 +107,8 @@ def test_the_group_is_let_go_on_after_the_commit_and_not_before(cloud, stack, im
         trainer.wait_committed(snapshot)
         time.sleep(1.5)  # committed, but the trainer has not left: it may have another snapshot
         assert len(instances(cloud)) == 1
+        # who waits until the notice has lapsed holds nobody up
+        here.trainer(**env.environment).start_open(f"s3://{stack}/runs/other")
         trainer.call("close", uri=uri, deadline_s=20)
         wait_until(lambda: not instances(cloud), what=f"the group goes on: {agent.log_text}")
         assert env.keys("runs/resnet/snapshots/") == [f"runs/resnet/snapshots/{snapshot}.json"]

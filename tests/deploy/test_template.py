@@ -43,6 +43,8 @@ def test_cloud_init_takes_the_user_data():
     assert names == {"Run", "Command", "Bucket", "AWS::Region"}
     config = yaml.safe_load(re.sub(r"\$\{.*?\}", "x", USER_DATA))
     jsonschema.Draft4Validator(schema).validate(config)
+    # other keys, misspelt ones say, the schema lets pass
+    assert list(config) == ["package_update", "packages", "write_files", "runcmd"]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.Draft4Validator(schema).validate({**config, "packages": {"python3-venv": True}})
 
@@ -122,6 +124,14 @@ def test_the_job_leaves_time_and_room_to_save():
     assert shm["emptyDir"]["medium"] == "Memory"
     assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
     assert job["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [75]
+
+
+def test_the_readmes_commands_are_shell():
+    blocks = re.findall(r"```bash\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 5
+    for block in blocks:
+        found = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, timeout=20, check=False)
+        assert (found.returncode, found.stderr) == (0, ""), block
 
 
 def test_the_image_begins_with_exec_and_copies_what_is_there():

@@ -44,7 +44,7 @@ def plain() -> str:
     return digest(model, optimizer)
 
 
-@spotckpt.resumable(every="0.5s", upload_limit="1.5MB/s", stale_after="10s", sigterm_grace="1s")
+@spotckpt.resumable(every="0.5s", stale_after="10s", sigterm_grace="1s")
 def train(run: spotckpt.Run, *, out: Path, pace: float) -> None:
     model, optimizer = build()
     run.track(model=model, optimizer=optimizer)
