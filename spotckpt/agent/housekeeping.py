@@ -80,7 +80,8 @@ class Housekeeper:
             try:
                 if not self._prune():
                     return
-            except Superseded:
+            except Superseded as error:
+                _LOG.info("%s: prunes no more: %s", self._name, error.message)
                 return
             except Exception:  # noqa: BLE001  the top of a thread: nobody else would tell
                 _LOG.exception("%s: a fault while pruning", self._name)
@@ -125,12 +126,6 @@ class Housekeeper:
     def _log(self, found: Pruning) -> None:
         for note in found.notes:
             _LOG.debug("%s: %s", self._name, note)
-        if found:
-            _LOG.info(
-                "%s: pruned %d snapshots, %d objects (%d bytes), %d unfinished uploads",
-                self._name,
-                len(found.plan.drop),
-                len(found.objects),
-                found.freed_bytes,
-                len(found.uploads),
-            )
+        what = "pruned %d snapshots, %d objects (%d bytes), %d unfinished uploads"
+        counts = len(found.plan.drop), len(found.objects), found.freed_bytes, len(found.uploads)
+        _LOG.log(logging.INFO if found else logging.DEBUG, f"%s: {what}", self._name, *counts)

@@ -11,6 +11,7 @@ from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.pins import pin
 from spotckpt.store.open import open_store
 from tests.agent.harness import STALE_S, Machine, Trainer
+from tests.snapshot.bucket import begin
 from tests.support.checker import Bucket, check, leftovers
 from tests.support.proxy import Proxy, answer
 from tests.support.servers import S3Env, wait_until
@@ -90,20 +91,16 @@ def test_where_deleting_is_denied_it_is_said_once_and_nothing_is_recorded(
 
 
 def test_an_attempt_that_is_superseded_deletes_nothing(here: Machine, uri: str, root: Path) -> None:
-    here.agent()
+    agent = here.agent()
     trainer = here.trainer()
     trainer.open(uri, settings=settings("last=1"))
-    ids = stage(trainer, uri, range(1, 3))
-    wait_until(lambda: len(steps(uri)) == 1, what="the first pruning")
-    before = sorted(path.name for path in (root / "pruned").iterdir())
-    slot = trainer.call("slot", uri=uri, size_bytes=4000, step=3)
-    (root / "attempts/0002.json").write_bytes((root / "attempts/0001.json").read_bytes())
-    trainer.reply(trainer.start("fill", slot=slot, step=3))
-    trainer.call("sealed", uri=uri, generation=slot["generation"])
-    trainer.wait_event("superseded")
-    wait_until(lambda: here.runs() == [] or here.runs()[0]["state"] == "superseded", what="its end")
-    assert sorted(path.name for path in (root / "pruned").iterdir()) == before
-    assert steps(uri)[0] == SnapshotId.parse(ids[-1]).step
+    ids = stage(trainer, uri, range(1, 2))
+    wait_until(lambda: "pruned 0 snapshots" in agent.log_text, what="the first pruning")
+    ids += stage(trainer, uri, range(2, 3))  # the pruning for this one has to wait a little
+    begin(open_store(uri), 2, SnapshotId.parse(ids[1]))
+    wait_until(lambda: "prunes no more" in agent.log_text, what="the end of the pruning")
+    assert [str(one) for one in Bucket(uri).snapshots] == ids
+    assert not (root / "pruned").exists()
 
 
 def test_without_the_setting_nothing_is_deleted(here: Machine, uri: str, root: Path) -> None:

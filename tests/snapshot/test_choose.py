@@ -7,7 +7,7 @@ import math
 import pytest
 
 from spotckpt.address import Selector
-from spotckpt.errors import Corrupt, NoSuchSnapshot, NothingRestorable
+from spotckpt.errors import Corrupt, NoSuchSnapshot, NothingRestorable, Pruned
 from spotckpt.snapshot.choose import choose, lineage
 from spotckpt.snapshot.keys import SnapshotId
 from tests.snapshot.bucket import catalog, raises_naming, sid
@@ -299,3 +299,33 @@ def test_skipped_are_the_candidates_before() -> None:
     choice = newest(A, {1: None}, before=2)
     assert choice.skipped(A[1]) == (str(A[3]), str(A[2]))
     assert choice.skipped(A[3]) == ()
+
+
+# pruned ones
+
+
+def test_what_was_pruned_is_told_as_such_and_not_as_unknown() -> None:
+    gone = frozenset(A[:2])
+    for selector in ("step=20", "step=10"):
+        with raises_naming(Pruned, "was pruned", f"{selector}"):
+            newest(A[2:], {1: None}, before=2, selector=selector, pruned=gone)
+    with raises_naming(NoSuchSnapshot, "the steps 30, 40"):
+        newest(A[2:], {1: None}, before=2, selector="step=25", pruned=gone)
+    # whoever reads it says when and why
+    assert newest(A[2:], {1: None}, before=2, selector=str(A[0]), pruned=gone).candidates == (A[0],)
+
+
+def test_a_lineage_goes_on_beyond_what_was_pruned() -> None:
+    choice = newest([A[0], B[2]], {1: None, 2: A[2]}, before=3, pruned=frozenset({A[1], A[2], B[0], B[1]}))
+    assert choice.candidates == (B[2], A[2], A[0])
+
+
+def test_an_attempt_whose_base_was_pruned_before_it_was_recorded_changes_nothing() -> None:
+    choice = newest([A[3]], {1: None, 2: A[1]}, {2: "step=20"}, before=3, pruned=frozenset(A[:3]))
+    assert choice.candidates == (A[3],)
+    again = newest([A[3]], {1: None, 2: (A[1], ("step=20",))}, {2: "step=20"}, before=3, pruned=frozenset(A[:3]))
+    assert again.candidates == (A[3],) and again.consumed == ()
+    # but one that is missing without having been pruned is not passed over
+    assert newest([A[3]], {1: None, 2: A[1]}, {2: "step=20"}, before=3).candidates == (A[1],)
+    # and one that committed has its own lineage
+    assert newest([A[3], B[0]], {1: None, 2: A[1]}, before=3, pruned=frozenset(A[:3])).candidates == (B[0], A[1])
