@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from spotckpt.agent.housekeeping import Housekeeper
+from spotckpt.config import Keep
+from spotckpt.deadline import SYSTEM_CLOCK
+from spotckpt.errors import Denied
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.pins import pin
 from spotckpt.store.open import open_store
 from tests.agent.harness import STALE_S, Machine, Trainer
-from tests.snapshot.bucket import begin
+from tests.snapshot.bucket import Wrapped, beat, begin, local_store, said, save, sid
 from tests.support.checker import Bucket, check, leftovers
 from tests.support.proxy import Proxy, answer
 from tests.support.servers import S3Env, wait_until
@@ -111,3 +116,31 @@ def test_without_the_setting_nothing_is_deleted(here: Machine, uri: str, root: P
     assert trainer.call("close", uri=uri, deadline_s=20)["acknowledged"]
     assert steps(uri) == [1, 2, 3, 4]
     assert not (root / "pruned").exists()
+
+
+class NoDeletes(Wrapped):
+    deletes = 0
+
+    def delete(self, keys: Iterable[str], **options: Any) -> None:
+        self.deletes += 1
+        raise Denied("delete", next(iter(keys)), "403", hint="allow s3:DeleteObject")
+
+
+def test_once_denied_it_never_asks_again(tmp_path: Path) -> None:
+    store = NoDeletes(local_store(tmp_path / "run"))
+    begin(store, 1)
+    for sequence in range(3):
+        save(store, sid(1, sequence))
+        beat(store, 1, last=sid(1, sequence))
+    lines, say = said()
+    keeper = Housekeeper(
+        Keep(), attempt=1, store=lambda: store, require_ours=lambda: None, tell=say, name="it", clock=SYSTEM_CLOCK
+    )
+    keeper.committed()
+    thread = keeper._thread
+    assert thread is not None
+    thread.join(20)
+    assert not thread.is_alive(), "it waits for more to do"
+    keeper.committed()
+    keeper.end()
+    assert store.deletes == len(lines) == 1
