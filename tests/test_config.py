@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from spotckpt.config import Every, Settings, parse_seconds, parse_speed
+from spotckpt.config import Every, Keep, Settings, parse_seconds, parse_speed
 from spotckpt.errors import SettingError
 from spotckpt.training.request import make_settings
 
@@ -72,3 +72,25 @@ def test_uploads_and_overlap_are_checked() -> None:
     for options in ({"upload_every": "often"}, {"upload_every": "100 steps"}, {"overlap": "yes"}):
         with pytest.raises(SettingError, match=next(iter(options))):
             make_settings(options)  # type: ignore[typeddict-item]
+
+
+def test_what_is_kept_is_one_text_that_travels():
+    keep = make_settings({"keep": " last=5,every=1000 steps, every=6h,best=valid/top1:max:3"}).keep
+    assert str(keep) == "last=5, every=1000 steps, every=6h, best=valid/top1:max:3"
+    assert Keep.parse(str(keep)) == keep
+    assert make_settings({}).keep is None
+    with pytest.raises(SettingError, match="keep="):
+        make_settings({"keep": 5})
+
+
+@pytest.mark.parametrize("seconds", [0.25, 90, 3600, 86400, 1234567.125])
+def test_a_stretch_of_time_survives_being_written(seconds):
+    assert Every.parse(str(Every(seconds=seconds))) == Every(seconds=seconds)
+
+
+def test_what_keep_best_took_is_kept():
+    keep = make_settings({"keep": "last=2", "keep_best": "valid/top1:max"}).keep
+    assert str(keep) == "last=2, best=valid/top1:max:1"
+    more = make_settings({"keep": "last=2, best=valid/top1:max:4", "keep_best": "valid/top1:max"}).keep
+    assert str(more) == "last=2, best=valid/top1:max:4"
+    assert make_settings({"keep_best": "valid/top1:max"}).keep is None

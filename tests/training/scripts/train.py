@@ -25,6 +25,7 @@ parser.add_argument("--epochs", type=int, default=2)
 parser.add_argument("--every", default="1 steps")
 parser.add_argument("--upload-every", default="0s")
 parser.add_argument("--keep-best")
+parser.add_argument("--keep")
 parser.add_argument("--stale-after", default="60s")
 parser.add_argument("--reserve", default="10s")
 parser.add_argument("--sigterm-grace", default="10s")
@@ -123,6 +124,7 @@ def act(run: Run, extra: Broken) -> None:  # noqa: C901, PLR0912
     args.uri,
     every=args.every,
     upload_every=args.upload_every,
+    keep=args.keep,
     keep_best=args.keep_best,
     stale_after=args.stale_after,
     reserve=args.reserve,
