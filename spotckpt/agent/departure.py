@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -89,13 +89,13 @@ def _complete(held: Held) -> BotoCoreError | ClientError | None:
 
     once = Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 1})
     try:
-        client: Any = boto3.client("autoscaling", region_name=held.region, config=once)
-        client.complete_lifecycle_action(
-            LifecycleHookName=held.hook,
-            AutoScalingGroupName=held.group,
-            LifecycleActionResult="CONTINUE",
-            InstanceId=held.instance,
-        )
+        with closing(boto3.client("autoscaling", region_name=held.region, config=once)) as client:
+            client.complete_lifecycle_action(
+                LifecycleHookName=held.hook,
+                AutoScalingGroupName=held.group,
+                LifecycleActionResult="CONTINUE",
+                InstanceId=held.instance,
+            )
     except (BotoCoreError, ClientError) as error:
         return error
     return None

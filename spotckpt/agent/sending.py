@@ -71,7 +71,8 @@ class Transfer:
 
     def to_json(self) -> Message:
         """As in `status` and in the event `progress`."""
-        return {"id": self.id, "sent_bytes": self.sent_bytes, "total_bytes": self.total_bytes}
+        names = ("id", "sent_bytes", "gone_bytes", "total_bytes")
+        return {name: getattr(self, name) for name in names}
 
 
 class Sender:

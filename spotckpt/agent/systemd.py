@@ -87,7 +87,8 @@ def _notice(notice: Mapping[str, Any]) -> str:
 def _run(run: Mapping[str, Any]) -> str:
     upload, error = run["uploading"], run["error"]
     if upload is not None:
-        share = 100 * upload["sent_bytes"] // max(upload["total_bytes"], 1)
+        gone = min(upload["gone_bytes"], upload["total_bytes"])
+        share = 100 * gone // max(upload["total_bytes"], 1)
         return f"{run['uri']}: uploading {upload['id']}, {share} % of {upload['total_bytes'] / 1e6:.1f} MB"
     if error is not None:
         return f"{run['uri']}: {error['message']}"
@@ -96,4 +97,4 @@ def _run(run: Mapping[str, Any]) -> str:
 
 def advance(standing: Mapping[str, Any]) -> object:
     """How far all uploads have come: another value whenever one of them came further."""
-    return [(run["uri"], run["last_committed"], (run["uploading"] or {}).get("sent_bytes")) for run in standing["runs"]]
+    return [(run["uri"], run["last_committed"], (run["uploading"] or {}).get("gone_bytes")) for run in standing["runs"]]

@@ -87,8 +87,8 @@ def test_the_watchdog_is_fed_only_where_it_is_ours(environ, seconds):
     assert ServiceManager({"NOTIFY_SOCKET": "/nowhere", **environ}).watchdog_s == seconds
 
 
-def standing(sent: int = 0) -> dict[str, object]:
-    upload = {"id": "a0001-x", "sent_bytes": sent, "total_bytes": 4_000_000}
+def standing(gone: int) -> dict[str, object]:
+    upload = {"id": "a0001-x", "sent_bytes": 0, "gone_bytes": gone, "total_bytes": 4_000_000}
     run = {"uri": "s3://b/r", "uploading": upload, "last_committed": None, "error": None}
     return {"notices": [{"kind": "spot", "action": "terminate", "seconds_left": 97.4}], "runs": [run]}
 

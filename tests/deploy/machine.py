@@ -98,11 +98,15 @@ class Booted:
 
         wait_until(running, timeout_s=30, what="systemd")
 
-    def systemctl(self, *arguments: str, check: bool = True) -> str:
-        command = ["nsenter", "-t", str(self.pid), "-a", "systemctl", "--no-pager", *arguments]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert found.returncode == 0 or not check, f"{arguments}: {found.stderr}{self.console}"
+    def run(self, *command: str, check: bool = True) -> str:
+        """What a command says that root runs there."""
+        inside = ["nsenter", "-t", str(self.pid), "-a", *command]
+        found = subprocess.run(inside, capture_output=True, text=True, timeout=60, check=False)
+        assert found.returncode == 0 or not check, f"{command}: {found.stderr}{self.console}"
         return found.stdout.strip()
+
+    def systemctl(self, *arguments: str, check: bool = True) -> str:
+        return self.run("systemctl", "--no-pager", *arguments, check=check)
 
     def show(self, unit: str, name: str) -> str:
         """One property of a unit."""
