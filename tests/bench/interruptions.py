@@ -92,14 +92,6 @@ class Case:
         evaluates = self.evaluate_steps and step and step % self.evaluate_steps == 0
         return self.step_s + (self.evaluate_s if evaluates else 0.0)
 
-    def boundaries(self) -> list[float]:
-        """When each would be if nothing were ever saved; the first is step 0."""
-        times, step = [0.0], 0
-        while times[-1] <= self.gone_at:
-            times.append(times[-1] + self.interval_s(step))
-            step += 1
-        return times
-
 
 @dataclass
 class Snapshot:
@@ -130,6 +122,7 @@ class World:
     stopped: bool = False
     bandwidth: Bandwidth = field(default_factory=Bandwidth)
     pace: Pace | None = None
+    passed: list[float] = field(default_factory=list)
     _boundaries: Boundaries = field(default_factory=Boundaries)
     _staging: tuple[float, Snapshot] | None = None
     _next_boundary: float = 0.0
@@ -197,6 +190,7 @@ class World:
 
     def _reach(self) -> None:
         self.step += 1
+        self.passed.append(self.now)
         self.pace = self._boundaries.passed(self.step, self.now)
         self._next_boundary = self.now + self.case.interval_s(self.step)
         periodic = self.told is None and self.now - self._last_periodic >= self.case.every_s
@@ -267,40 +261,51 @@ def _situation(world: World) -> Situation:
     )
 
 
-def oracle(case: Case) -> int:
-    """The best of who knows the future, and so needs no reserve."""
-    fresh = [
-        step
-        for step, at in enumerate(case.boundaries())
-        if at >= case.notice_at and case.line.when(at + case.copy_s, case.size_bytes) + COMMIT_S <= case.gone_at
-    ]
-    return max([World(case, last_periodic).run(), *fresh])
+def undisturbed(world: World) -> None:
+    """Trains on without ever saving again."""
+    world.told = world.told or "continue"
+
+
+def oracle(ideal: World) -> int:
+    """The best of who knows the future, and so needs no reserve.
+
+    Args:
+        ideal: the machine on which training went on to the end.
+    """
+    case, fresh = ideal.case, 0
+    for step, at in enumerate(ideal.passed, start=1):
+        if at >= case.notice_at and case.line.when(at + case.copy_s, case.size_bytes) + COMMIT_S <= case.gone_at:
+            fresh = step
+    return max(fresh, ideal.committed)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What each strategy had committed, as a step, and what the training would have reached."""
+    """What each strategy had committed, as a step, and when the training passed its steps if nothing held it up."""
 
     case: Case
-    reached: int
+    passed: Sequence[float]
     committed: Mapping[str, int]
 
     def lost_steps(self, strategy: str) -> int:
-        """Between them."""
-        return self.reached - self.committed[strategy]
+        """Those that the training could have made until the end, but for those that are committed."""
+        return len(self.passed) - self.committed[strategy]
 
     def lost_s(self, strategy: str) -> float:
         """The same in seconds of training."""
-        times = self.case.boundaries()
-        return times[self.reached] - times[self.committed[strategy]]
+        times = [0.0, *self.passed]
+        return times[-1] - times[self.committed[strategy]]
 
 
 def replay(case: Case) -> Outcome:
     """Lets every strategy have its go."""
+    ideal = World(case, undisturbed)
+    ideal.run()
+    periodic = World(case, last_periodic).run()
     committed = {
-        ORACLE: oracle(case),
+        ORACLE: max(oracle(ideal), periodic),
         PLANNER: World(case, planned).run(),
         AT_ONCE: World(case, at_once).run(),
-        PERIODIC: World(case, last_periodic).run(),
+        PERIODIC: periodic,
     }
-    return Outcome(case, len(case.boundaries()) - 2, committed)
+    return Outcome(case, ideal.passed, committed)

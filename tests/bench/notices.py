@@ -1,15 +1,17 @@
-"""The cases in which notices are replayed: a grid, and random traces that nothing was tuned on."""
+"""The cases in which notices are replayed: a grid, and random traces that nothing was tuned on; and what came of it."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tests.bench.interruptions import Case, Line
+from tests.bench.interruptions import AT_ONCE, ORACLE, PLANNER, STRATEGIES, Case, Line, Outcome
 
 GB = 10**9
+EVERY_S = (90.0, 300.0)
 SIZES = (GB // 10, GB, 4 * GB, 16 * GB)
 RATES = (50e6, 250e6)
 LINES = ("steady", "halving", "dying")
@@ -21,16 +23,13 @@ UNKNOWN_S = (2.0, 40.0, 120.0)
 
 
 def grid(*, sizes: Sequence[int] = SIZES, rates: Sequence[float] = RATES, moments: int = 2) -> Iterator[Case]:
-    """Every combination."""
+    """Every combination, each at so many moments between two periodic snapshots."""
     for size, rate, kind, training, lead in itertools.product(sizes, rates, LINES, TRAININGS, LEADS):
-        for moment, (left, every) in enumerate(
-            itertools.product((lead,) if lead is not None else UNKNOWN_S, (90.0, 300.0))
-        ):
-            if moment >= moments and lead is not None:
-                break
-            notice_at = 1.3 * every + 37.3 * moment + 0.11 * (size % 97)
-            line = _line(kind, rate, notice_at=notice_at, left_s=left or 0.0)
-            yield _case(size, line, training, every_s=every, notice_at=notice_at, lead_s=lead, left_s=left or 0.0)
+        lefts = UNKNOWN_S if lead is None else (lead,)
+        for number, (left, every) in enumerate(itertools.product(lefts, EVERY_S[:moments])):
+            notice_at = 1.3 * every + 37.3 * number + 0.11 * (size % 97)
+            line = _line(kind, rate, notice_at=notice_at, left_s=left)
+            yield _case(size, line, training, every_s=every, notice_at=notice_at, lead_s=lead, left_s=left)
 
 
 def traces(seed: int, count: int) -> Iterator[Case]:
@@ -81,3 +80,37 @@ def _walk(chance: random.Random, notice_at: float) -> Line:
     fate, turn = chance.choice(("steady", "steady", "halving", "dying")), notice_at + chance.uniform(-10.0, 120.0)
     share = {"steady": 1.0, "halving": 0.5, "dying": 0.0}[fate]
     return Line(moments, [rate * (share if at >= turn else 1.0) for at, rate in zip(moments, rates, strict=True)])
+
+
+def losers(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those in which saving at once had committed more."""
+    return [one for one in outcomes if one.committed[PLANNER] < one.committed[AT_ONCE]]
+
+
+def ratio(outcomes: Sequence[Outcome]) -> float:
+    """Mean loss of the planner to that of the oracle, in steps or in seconds, whichever is worse."""
+
+    def lost(strategy: str, kind: Callable[[Outcome, str], float]) -> float:
+        return sum(kind(one, strategy) for one in outcomes)
+
+    return max(lost(PLANNER, kind) / lost(ORACLE, kind) for kind in (Outcome.lost_steps, Outcome.lost_s))
+
+
+def table(name: str, outcomes: Sequence[Outcome]) -> list[str]:
+    """Mean losses in steps (and seconds of training), by what the notice says is left."""
+    leads = sorted({one.case.lead_s for one in outcomes}, key=lambda lead: -1.0 if lead is None else -lead)
+    groups = [("all", list(outcomes))]
+    groups += [(_named(lead), [one for one in outcomes if one.case.lead_s == lead]) for lead in leads]
+    return [f"{name}, steps (s) lost:" + "".join(f"{what:>18}" for what in STRATEGIES)] + [
+        f"{what:>14}, {len(found):5} cases" + "".join(f"{_mean(found, strategy):>18}" for strategy in STRATEGIES)
+        for what, found in groups
+    ]
+
+
+def _named(lead: float | None) -> str:
+    return "unknown" if lead is None else f"{lead:g} s"
+
+
+def _mean(outcomes: Sequence[Outcome], strategy: str) -> str:
+    steps = statistics.mean(one.lost_steps(strategy) for one in outcomes)
+    return f"{steps:.1f} ({statistics.mean(one.lost_s(strategy) for one in outcomes):.1f})"

@@ -82,6 +82,9 @@ TARGETS = (
     Target("frozen", "second upload of a model 95 % frozen, less 1 MiB ÷ the first", 0.05),
     Target("many", "10,000 tensors: seconds that saving adds to the copy", 0.3, short_limit=0.6),
     Target("help", "spotckpt --help, seconds", 0.25),
+    Target("notices-grid", "replayed notices, a grid: mean loss ÷ that of who knows the future", 1.2),
+    Target("notices-traces", "the same, random traces that nothing was tuned on", 1.2),
+    Target("notices-lost", "the same, cases in which saving at once had committed more", 0.0),
     Target("throughput", "% of throughput lost, 50 ms steps, upload every 4th staging, all scaled down", 1.0),
 )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from tests.bench.bench import Bench, Found
 from tests.bench.cases.agents import agent
 from tests.bench.cases.commands import command_line
+from tests.bench.cases.interruptions import notices
 from tests.bench.cases.loops import gpu, overlapped, staged, throughput, uploaded
 from tests.bench.cases.restores import restore, restore_seaweed
 from tests.bench.cases.saves import blocked, first, save, save_seaweed
@@ -27,6 +28,7 @@ CASES: dict[str, Case] = {
     "frozen": frozen,
     "many": many,
     "help": command_line,
+    "notices": notices,
     "save-seaweed": save_seaweed,
     "restore-seaweed": restore_seaweed,
     "throughput": throughput,
