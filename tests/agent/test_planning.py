@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 
+from spotckpt.agent.pace import PACE_NAME, PaceWriter
 from tests.agent.harness import Machine
 from tests.support.checker import check
 from tests.support.proxy import Proxy
@@ -60,3 +62,24 @@ def test_an_agent_that_comes_back_under_a_notice_plans_anew(here: Machine, uri: 
     wait_until(here.runs, what="the attempt, taken over")
     notice = trainer.reply(trainer.start("connect"))["notice"]
     assert (notice["final"], notice["plan"]) == (True, "last"), "nobody would tell it when"
+
+
+def test_what_is_sealed_waits_for_a_boundary_that_comes(here: Machine, s3_env: S3Env) -> None:
+    with Proxy(s3_env.url, bytes_per_s=LINE_BYTES_PER_S) as proxy:
+        here.agent()
+        trainer = here.trainer(**s3_env.behind(proxy.url).environment)
+        trainer.open(s3_env.uri, settings={"upload_every_s": 3600.0})
+        first = trainer.stage(s3_env.uri, 1, numbers=1_500_000)["snapshot"]
+        trainer.wait_committed(first)
+        trainer.stage(s3_env.uri, 2, numbers=NUMBERS)
+        [token] = here.tokens()
+        steps = PaceWriter(token.parent / PACE_NAME)
+        for step in (1, 2):
+            time.sleep(0.5)
+            steps.boundary(step)
+        trainer.call("notify", action="terminate", in_s=60)
+        assert "what is sealed waits for the boundary" in trainer.wait_event("notice")["why"]
+        steps.boundary(3)
+        newer = trainer.stage(s3_env.uri, 3, numbers=NUMBERS)["snapshot"]
+        trainer.wait_committed(newer)
+        assert [event["id"] for event in trainer.events("committed")] == [first, newer]

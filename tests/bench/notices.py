@@ -101,7 +101,7 @@ def table(name: str, outcomes: Sequence[Outcome]) -> list[str]:
     leads = sorted({one.case.lead_s for one in outcomes}, key=lambda lead: -1.0 if lead is None else -lead)
     groups = [("all", list(outcomes))]
     groups += [(_named(lead), [one for one in outcomes if one.case.lead_s == lead]) for lead in leads]
-    return [f"{name}, steps (s) lost:" + "".join(f"{what:>18}" for what in STRATEGIES)] + [
+    return [f"{f'{name}: steps (s) lost':<27}" + "".join(f"{what:>18}" for what in STRATEGIES)] + [
         f"{what:>14}, {len(found):5} cases" + "".join(f"{_mean(found, strategy):>18}" for strategy in STRATEGIES)
         for what, found in groups
     ]

@@ -21,4 +21,4 @@ def notices(bench: Bench) -> Found:
         "notices-traces": ratio(traced),
         "notices-lost": float(len(losers([*gridded, *traced]))),
     }
-    return Found(figures=figures, remarks=[*table("grid", gridded), *table("random traces", traced)])
+    return Found(figures=figures, remarks=[*table("grid", gridded), *table("traces", traced)])
