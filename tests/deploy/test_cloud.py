@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
 from botocore.exceptions import ClientError
 
+from spotckpt.errors import Denied
 from tests.agent.harness import machine
+from tests.cli.command import spotckpt
 from tests.deploy.template import DEPLOY, TEMPLATE, properties
 from tests.support.groups import GroupServer
 from tests.support.imds import INSTANCE_PATH, LIFECYCLE_PATH, Imds, running_imds
@@ -147,17 +150,25 @@ def user(server: GroupServer, name: str, *policies: str) -> dict[str, str]:
     iam = server.aws("iam")
     iam.create_user(UserName=name)
     for policy in policies:
-        document = (DEPLOY / f"aws/{policy}-policy.json").read_text().replace("BUCKET", "guarded")
-        iam.put_user_policy(UserName=name, PolicyName=policy, PolicyDocument=document)
+        allow(iam, name, policy, (DEPLOY / f"aws/{policy}-policy.json").read_text().replace("BUCKET", "guarded"))
     key = iam.create_access_key(UserName=name)["AccessKey"]
     return {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+
+
+def allow(iam: Any, name: str, policy: str, document: str) -> None:
+    iam.put_user_policy(UserName=name, PolicyName=policy, PolicyDocument=document)
+
+
+def enforce(server: GroupServer, *, after: str) -> None:
+    """From so many requests on, moto asks whether they are allowed."""
+    url = f"{server.url}/moto-api/reset-auth"
+    urlopen(Request(url, after.encode(), {"Content-Type": "text/plain"})).close()
 
 
 def test_the_policies_are_enough_and_no_more(guarded, tmp_path):
     guarded.client.create_bucket(Bucket="guarded")
     keys = {"trainer": user(guarded, "trainer", "trainer"), "pruner": user(guarded, "pruner", "trainer", "prune")}
-    asked_from_now_on = Request(f"{guarded.url}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
-    urlopen(asked_from_now_on).close()
+    enforce(guarded, after="0")
 
     def s3(who: str):  # type: ignore[no-untyped-def]
         guarded.access_key, guarded.secret_key = keys[who].values()
@@ -176,14 +187,27 @@ def test_the_policies_are_enough_and_no_more(guarded, tmp_path):
         here.agent()
         trainer = here.trainer()
         trainer.open(uri)
-        snapshot = trainer.stage(uri, 1, numbers=5_000_000)["snapshot"]  # 20 MB: in parts
-        trainer.wait_committed(snapshot)
+        ids = []
+        for numbers in (5_000_000, 1000):  # 20 MB go in parts
+            ids.append(trainer.stage(uri, 1, numbers=numbers, wait_s=10)["snapshot"])
+            trainer.wait_committed(ids[-1])
         assert trainer.call("close", uri=uri, deadline_s=20)["acknowledged"]
-    manifest, claim = f"runs/resnet/snapshots/{snapshot}.json", "runs/resnet/attempts/0001.json"
+    older, claim = f"runs/resnet/snapshots/{ids[0]}.json", "runs/resnet/attempts/0001.json"
     trainers, pruners = s3("trainer"), s3("pruner")
     assert denied(trainers.put_object, Key="elsewhere/x", Body="")
     assert denied(trainers.get_object, Key="elsewhere/x")
-    assert denied(trainers.delete_object, Key=manifest)
+    assert denied(trainers.delete_object, Key=older)
     assert denied(pruners.delete_object, Key=claim)
-    assert not denied(pruners.delete_object, Key=manifest)
-    assert json.loads(trainers.get_object(Bucket="guarded", Key=claim)["Body"].read())["body"]["attempt"] == 1
+    prune = ("prune", uri, "--keep-last", "1")
+    assert spotckpt(*prune, **{**guarded.environment(), **keys["trainer"]}).status == Denied.exit_status
+    assert trainers.head_object(Bucket="guarded", Key=older)
+    # moto looks for the right to delete many objects at the bucket, S3 at each object, as above
+    at_bucket = {"Effect": "Allow", "Action": "s3:DeleteObject", "Resource": "arn:aws:s3:::guarded"}
+    enforce(guarded, after="inf")
+    allow(guarded.aws("iam"), "pruner", "moto", json.dumps({"Version": "2012-10-17", "Statement": [at_bucket]}))
+    enforce(guarded, after="0")
+    done = spotckpt(*prune, **{**guarded.environment(), **keys["pruner"]})
+    assert done.status == 0, done.err
+    left = [item["Key"] for item in trainers.list_objects_v2(Bucket="guarded", Prefix="runs/resnet/")["Contents"]]
+    assert older not in left
+    assert {claim, f"runs/resnet/snapshots/{ids[1]}.json"} <= set(left)
