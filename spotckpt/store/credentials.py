@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, CredentialRetrievalError
+from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError
 
 from spotckpt.deadline import SYSTEM_CLOCK, Deadline
 from spotckpt.store.bounded import in_time
@@ -21,7 +21,7 @@ from spotckpt.store.session import Session
 
 BETWEEN_LOOKS_S = 5.0
 """While old credentials are good, whoever should give new ones is asked no more often."""
-_TROUBLE = (BotoCoreError, OSError, RuntimeError, ValueError, LookupError)
+_TROUBLE = (BotoCoreError, ClientError, OSError, RuntimeError, ValueError, LookupError)
 
 
 class Credentials:

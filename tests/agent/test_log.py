@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,8 @@ import pytest
 
 from spotckpt.agent.log import LOG_FORMATS, LogFormat, about, fields, log_to_stderr
 from spotckpt.errors import Denied
-from tests.agent.harness import Machine
+from tests.agent.harness import Machine, Process
+from tests.support.servers import wait_until
 
 
 @contextmanager
@@ -96,6 +98,14 @@ def test_the_agents_own_log_tells_of_a_run(log_format, here: Machine, uri):
     told = [line["message"] for line in lines if line.get("run") == uri]
     for event in ("is claimed", "continues nothing", "is committed", "is released"):
         assert any(event in message for message in told), event
+
+
+@pytest.mark.parametrize("verb", [("agent",), ("exec", "--", "true")], ids=lambda verb: verb[0])
+def test_the_commands_take_the_format(verb, here: Machine):
+    command = [sys.executable, "-m", "spotckpt", verb[0], "--log-format", "json", *verb[1:]]
+    process = Process(command, here.environment, log=here.path / "log")
+    here.processes.append(process)
+    wait_until(lambda: '"message": "agent ' in process.log_text, what=f"JSON in {process.log_text}")
 
 
 def test_an_unknown_format_is_refused(here: Machine):

@@ -1,6 +1,7 @@
-"""The enumeration on LocalStack: each operation of a short life in its turn is the last one, or loses its answer.
+"""The enumeration on LocalStack: each operation of a short life in its turn is the last one.
 
-Lives with a past, and second faults, are left to local files: they ask nothing else of a store, and take minutes here.
+Lives with a past, other faults and second ones are left to local files: they ask nothing else of a store, and here they
+take minutes.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ pytestmark = pytest.mark.localstack
 
 
 @pytest.mark.fault(1)
-@pytest.mark.fault(35)
-@pytest.mark.parametrize("kind", [Kind.DIE_BEFORE, Kind.DIE_AFTER, Kind.LOST_REPLY], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [Kind.DIE_BEFORE, Kind.DIE_AFTER], ids=lambda kind: kind.name)
 def test_at_every_operation_of_a_short_life(kind, localstack_env):
     numbers = itertools.count()
 
@@ -27,9 +27,9 @@ def test_at_every_operation_of_a_short_life(kind, localstack_env):
         root = f"{localstack_env.uri}/{next(numbers)}"
         world = World(Path(), inner=S3Store(root, environment=localstack_env.environment))
         error = Actor(world, faults).live(saves=1)
-        assert (error is None) == (not faults.fired or kind is Kind.LOST_REPLY), f"{faults}: {error!r}"
+        assert (error is None) == (not faults.fired), f"{faults}: {error!r}"
         recover(world)
 
     fired = enumerate_faults(kind, scenario)
-    assert len(fired) >= 10
+    assert len(fired) >= 25
     assert any("create snapshots/" in operation for operation in fired)

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -168,6 +169,30 @@ def test_a_service_that_is_down_when_keys_end_does_no_lasting_harm(s3_env, lende
         store.put("heartbeat", [b"2"], deadline=Deadline.after(1.0))
     lender.lend("AKSECOND")
     store.put("heartbeat", [b"3"])
+
+
+@pytest.fixture
+def web_identity(tmp_path: Path) -> dict[str, str]:
+    """What a Kubernetes service account has: a token, and the role that it stands for."""
+    token = tmp_path / "token"
+    token.write_text("a token")
+    names = {"AWS_WEB_IDENTITY_TOKEN_FILE": str(token), "AWS_ROLE_ARN": "arn:aws:iam::111122223333:role/trainer"}
+    return {**names, "AWS_DEFAULT_REGION": "us-east-1", "AWS_CONFIG_FILE": "/nonexistent"}
+
+
+def test_a_role_by_web_identity(s3_env, proxy, web_identity):
+    environment = {**web_identity, "AWS_ENDPOINT_URL": s3_env.url, "AWS_ENDPOINT_URL_S3": proxy.url}
+    open_store(s3_env.uri, environment=environment).put("heartbeat", [b"1"])
+    assert proxy.seen[0].headers["x-amz-security-token"]
+
+
+def test_a_role_that_is_refused_is_told(s3_env, proxy, web_identity):
+    body = b"<ErrorResponse><Error><Code>AccessDenied</Code><Message>no trust</Message></Error></ErrorResponse>"
+    with ScriptedServer(lambda request: (request.body(), Reply(403, body))[1]) as sts:
+        environment = {**web_identity, "AWS_ENDPOINT_URL": sts.url, "AWS_ENDPOINT_URL_S3": proxy.url}
+        with pytest.raises(NoCredentials, match=r"run/heartbeat.*assume-role-with-web-identity.*no trust"):
+            open_store(s3_env.uri, environment=environment).put("heartbeat", [b"1"])
+    assert proxy.seen == []
 
 
 @pytest.mark.fault(74)
