@@ -219,12 +219,15 @@ class _Supervisor:
         command += [f"--poll-interval={options.poll_interval_s:g}", f"--log-format={options.log_format}"]
         if options.metadata_endpoint:
             command += [f"--metadata-endpoint={options.metadata_endpoint}"]
-        # in a group of its own: what the terminal sends is for the command
+        # in a group of its own: what the terminal sends is for the command; and its output is not ours to keep open
         self._agent = os.posix_spawn(
             command[0],
             command,
             package_environment(),
-            file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, 2, 1),
+            ],
             setsigmask=(),
             setpgroup=0,
         )
