@@ -119,12 +119,14 @@ class Saver:
             Superseded: another attempt owns the run.
             SpotckptError: it could not be committed.
         """
-        self._settle(ending=True)
+        with children_waiting():
+            self._settle(ending=True)
         if self.session.news.attention:
             self.session.news.raise_pending()
         stop = self.session.news.stop
         wait = stop.deadline if stop is not None and stop.deadline else Deadline.after(FINAL_WAIT_S)
-        staged = self._stage("final", finished=True, wait=wait)
+        with children_waiting():
+            staged = self._stage("final", finished=True, wait=wait)
         drained = self._release(wait.seconds_left)
         self._raise_if_superseded(drained)
         if staged is None or drained.committed != staged:

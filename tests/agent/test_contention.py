@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from spotckpt.agent.agent import Agent
+from spotckpt.agent.options import AgentOptions
+from spotckpt.agent.processes import Process as Seen
+from spotckpt.agent.processes import start_time
+from spotckpt.agent.spool import Spool
 from spotckpt.snapshot.catalog import highest_attempt, read_heartbeat
 from spotckpt.store.base import Store
 from spotckpt.store.open import open_store
@@ -165,6 +172,20 @@ def test_a_takeover_does_not_wait_and_the_old_attempt_is_fenced(
     assert old.call("close", uri=s3_env.uri, deadline_s=20)["failure"]["error"] == "Superseded"
     assert [key for key in s3_env.keys("run/snapshots") if late in key] == []
     assert str(check(s3_env.uri, [first, good])) == good
+
+
+def test_a_run_that_is_promised_to_one_is_no_other_s(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, tmp_path / "disk")
+    agent = Agent(
+        spool, AgentOptions(), first_look=threading.Event(), watch_process=lambda process: None, poke=lambda: None
+    )
+    me, parent, dead = Seen.current(), Seen(os.getppid(), start_time(os.getppid()) or 0), Seen(1, 1)
+    agent.promise("file:///x", me)
+    assert not agent.begin_opening("file:///x", parent)
+    assert agent.begin_opening("file:///x", me)
+    agent.end_opening("file:///x")
+    agent.promise("file:///x", dead)
+    assert agent.begin_opening("file:///x", parent)
 
 
 def test_on_one_machine_a_takeover_commits_what_is_sealed_first(here: Machine, s3_env: S3Env, store: Store) -> None:
