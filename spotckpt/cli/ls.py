@@ -84,7 +84,7 @@ def _snapshots(rows: Sequence[SnapshotRow], now: float) -> Any:
             row.snapshot,
             str(row.step),
             "-" if row.epoch is None or row.epoch < 0 else str(row.epoch),
-            row.reason + (" (end)" if row.finished and row.reason != "final" else ""),
+            _reason(row),
             _when(row.committed, now),
             output.size(row.data_bytes),
             _metrics(row.latest),
@@ -92,6 +92,11 @@ def _snapshots(rows: Sequence[SnapshotRow], now: float) -> Any:
         for row in rows
     ]
     return output.table(columns, cells, right=("STEP", "EPOCH", "AGE", "SIZE"), elastic="METRICS")
+
+
+def _reason(row: SnapshotRow) -> str:
+    end = " (end)" if row.finished and row.reason != "final" else ""
+    return f"{row.reason}{end}" + (f", pinned as {', '.join(row.pins)}" if row.pins else "")
 
 
 def _metrics(latest: Mapping[str, float]) -> str:

@@ -16,6 +16,7 @@ from spotckpt.snapshot.choose import choose
 from spotckpt.snapshot.fetch import evaluated_of, read_manifests
 from spotckpt.snapshot.keys import SnapshotId, manifest_key
 from spotckpt.snapshot.manifest import Manifest
+from spotckpt.snapshot.pins import read_pins
 from spotckpt.snapshot.records import RunRecord
 from spotckpt.store.base import Store
 from spotckpt.store.open import open_store
@@ -133,6 +134,7 @@ class SnapshotRow:
     parent: str | None = None
     latest: Mapping[str, float] = field(default_factory=dict)
     evaluated: Mapping[str, float] = field(default_factory=dict)
+    pins: tuple[str, ...] = ()
     problem: str = ""
 
 
@@ -154,8 +156,9 @@ def read_overview(uri: str, *, last: int, timeout_s: float) -> Overview:
         shown = run.ids[-last:]
         present = [one for one in shown if one in run.catalog.snapshots]
         found = read_manifests(run.store, present, run_id=run.run_id)
-    rows = [_snapshot_row(one, found.get(one)) for one in shown]
-    problems = [*run.problems(), *(one for one in found.values() if isinstance(one, SnapshotError))]
+        pins, bad_pins = _pins(run.store)
+    rows = [_snapshot_row(one, found.get(one), tuple(name for name in pins if pins[name] == one)) for one in shown]
+    problems = [*run.problems(), *(one for one in found.values() if isinstance(one, SnapshotError)), *bad_pins]
     attempts = [_attempt_row(run.catalog, number, time.time()) for number in range(1, run.catalog.highest + 1)]
     return Overview(uri, run.catalog.run, attempts, rows, len(run.ids) - len(shown), problems)
 
@@ -178,7 +181,14 @@ def _attempt_row(catalog: Catalog, number: int, now: float) -> AttemptRow:
     )
 
 
-def _snapshot_row(one: SnapshotId, manifest: Manifest | SnapshotError | None) -> SnapshotRow:
+def _pins(store: Store) -> tuple[dict[str, SnapshotId], list[SnapshotError]]:
+    try:
+        return {name: pin.id for name, pin in sorted(read_pins(store).items())}, []
+    except SnapshotError as error:
+        return {}, [error]
+
+
+def _snapshot_row(one: SnapshotId, manifest: Manifest | SnapshotError | None, pins: tuple[str, ...]) -> SnapshotRow:
     if not isinstance(manifest, Manifest):
         problem = manifest.message if manifest else f"{manifest_key(one)} is missing"
         return SnapshotRow(str(one), one.attempt, one.sequence, one.step, problem=problem)
@@ -197,4 +207,5 @@ def _snapshot_row(one: SnapshotId, manifest: Manifest | SnapshotError | None) ->
         parent=str(manifest.parent) if manifest.parent else None,
         latest=manifest.latest,
         evaluated=manifest.evaluated,
+        pins=pins,
     )

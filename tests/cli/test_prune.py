@@ -60,6 +60,11 @@ def test_pins_hold_what_nothing_else_keeps(run):
     assert ok("pin", f"{run.uri}@{run.ids[0]}", "first").strip() == f"{run.ids[0]} is pinned as first"
     assert str(run.ids[3]) in ok("pin", run.uri, "newest")
     assert f"it holds {run.ids[0]}" in fails(22, "pin", run.uri, "first")
+    assert [one["pins"] for one in json.loads(ok("ls", "--json", run.uri))["snapshots"]] == [
+        *(["first"], [], []),
+        ["newest"],
+    ]
+    assert "periodic, pinned as first" in ok("ls", run.uri)
     kept = json.loads(ok("prune", run.uri, "--keep-last", "1", "--json"))["kept"]
     assert kept[str(run.ids[0])] == "pinned as first"
     assert "the pins are: first, newest" in fails(21, "unpin", run.uri, "second")
