@@ -10,13 +10,14 @@ import logging
 import os
 from contextlib import closing
 from dataclasses import dataclass
-
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from typing import TYPE_CHECKING
 
 from spotckpt.agent.options import AgentOptions
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.notices.ec2 import Ec2Metadata
+
+if TYPE_CHECKING:
+    from botocore.exceptions import BotoCoreError, ClientError
 
 _LOG = logging.getLogger(__name__)
 
@@ -85,7 +86,9 @@ def depart(options: AgentOptions, endpoint: str, deadline: Deadline | None, *, c
 
 
 def _complete(held: Held) -> BotoCoreError | ClientError | None:
-    import boto3  # a quarter of a second that no start needs
+    import boto3  # all of them: a quarter of a second, and memory, that no start needs
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
 
     once = Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 1})
     try:
@@ -102,6 +105,8 @@ def _complete(held: Held) -> BotoCoreError | ClientError | None:
 
 
 def _is_lasting(error: BotoCoreError | ClientError) -> bool:
+    from botocore.exceptions import ClientError
+
     if not isinstance(error, ClientError):
         return False
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
