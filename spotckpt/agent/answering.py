@@ -19,6 +19,8 @@ from spotckpt.snapshot.keys import SnapshotId
 _LOG = logging.getLogger(__name__)
 
 LOOK_S = 0.25
+LONGEST_PAUSE_S = 1.0
+"""Between two tries while the machine goes."""
 
 
 class Answers:
@@ -61,6 +63,7 @@ class Answers:
                 uploads.queue.deadline = uploads.queue.deadline.within(seconds_left)
             decision = self._decide()
             self._note(decision.plan)
+            uploads.backoff.limit_s = LONGEST_PAUSE_S
             uploads.hurry()
             return decision if self._is_followed() else replace(decision, plan="last")
 

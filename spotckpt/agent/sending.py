@@ -265,11 +265,16 @@ def _trouble(error: SpotckptError) -> object:
 
 
 class Backoff:
-    """The last failure since a success, and when to try again."""
+    """The last failure since a success, and when to try again.
+
+    Attributes:
+        limit_s: the longest pause.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._retry_at = 0.0
+        self.limit_s = BACKOFF_LIMIT_S
         self.failure: SpotckptError | None = None
         self.failures = 0
 
@@ -279,7 +284,7 @@ class Backoff:
         self.failure = error
         self.failures += 1
         # jitter only shortens: the cap is kept, and machines that failed together do not return together
-        pause = min(BACKOFF_LIMIT_S, 2.0 ** min(self.failures - 1, 10)) * random.uniform(0.5, 1.0)
+        pause = min(self.limit_s, 2.0 ** min(self.failures - 1, 10)) * random.uniform(0.5, 1.0)
         self._retry_at = self._clock.now() + pause
         return news
 

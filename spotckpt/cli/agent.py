@@ -121,7 +121,8 @@ def notify(action: str, in_s: float | None, clear: bool, runtime_dir: Path | Non
     """Tell the agent by hand that the machine will go.
 
     ACTION is terminate (the default), stop, hibernate or rebalance. Every trainer of the agent saves and, but for a
-    rebalance, leaves; none starts while the notice is in force, which ends 5 minutes after its time, or by --clear.
+    rebalance, leaves: at once, or with --in as late as it can still be saved. None starts while the notice is in force,
+    which ends 5 minutes after its time, or by --clear.
     """
     if clear:
         _ask(runtime_dir, "notify", clear=True)

@@ -79,6 +79,7 @@ def test_final_notices(known: Situation, plan: str, sending: str, words: str) ->
         (situation(15.0, flight=Flight(300 * _MB, False)), "go"),
         # begun because no boundary was in sight: gives way to what fits
         (situation(15.0, flight=Flight(300 * _MB, True)), "abandon"),
+        (situation(40.0, flight=Flight(300 * _MB, True)), "abandon"),
         (situation(9.0, flight=Flight(300 * _MB, True)), "go"),
         # one is committed: given up only if both do not fit
         (situation(15.0, flight=Flight(300 * _MB, True), has_saved=True), "abandon"),

@@ -8,7 +8,7 @@ import time
 from spotckpt.agent.pace import PACE_NAME, PaceWriter
 from tests.agent.harness import Machine
 from tests.support.checker import check
-from tests.support.proxy import Proxy
+from tests.support.proxy import Proxy, answer
 from tests.support.servers import S3Env, wait_until
 
 LINE_BYTES_PER_S = 8e6
@@ -71,7 +71,7 @@ def test_what_is_sealed_waits_for_a_boundary_that_comes(here: Machine, s3_env: S
         trainer.open(s3_env.uri, settings={"upload_every_s": 3600.0})
         first = trainer.stage(s3_env.uri, 1, numbers=1_500_000)["snapshot"]
         trainer.wait_committed(first)
-        trainer.stage(s3_env.uri, 2, numbers=NUMBERS)
+        sealed = trainer.stage(s3_env.uri, 2, numbers=NUMBERS)["snapshot"]
         [token] = here.tokens()
         steps = PaceWriter(token.parent / PACE_NAME)
         for step in (1, 2):
@@ -83,3 +83,16 @@ def test_what_is_sealed_waits_for_a_boundary_that_comes(here: Machine, s3_env: S
         newer = trainer.stage(s3_env.uri, 3, numbers=NUMBERS)["snapshot"]
         trainer.wait_committed(newer)
         assert [event["id"] for event in trainer.events("committed")] == [first, newer]
+        assert not any(sealed in seen.path for seen in proxy.seen), "it was in the way of the newer one"
+
+
+def test_while_the_machine_goes_a_store_in_trouble_is_tried_again_and_again(here: Machine, s3_env: S3Env) -> None:
+    with Proxy(s3_env.url) as proxy:
+        agent = here.agent()
+        trainer = here.trainer(**s3_env.behind(proxy.url).environment)
+        trainer.open(s3_env.uri)
+        proxy.on("*", r"/packs/", answer(403), times=6)
+        trainer.call("notify", action="terminate", in_s=60)
+        staged = trainer.stage(s3_env.uri, 1)["snapshot"]
+        trainer.wait_committed(staged)
+        assert "trying again" in agent.log_text
