@@ -39,10 +39,11 @@ def prune(
     timeout_s: float,
     as_json: bool,
 ) -> None:
-    """Delete snapshots that no rule keeps, and what dead writers left behind.
+    """Delete the snapshots that no rule keeps.
 
-    Several --keep options add up. Without any of them no snapshot is deleted. The newest snapshot, the last one without
-    NaN, what the newest attempt continues, what is pinned, and everything that these refer to is always kept.
+    And what dead writers left behind. Several --keep options add up. Without any of them no snapshot is deleted. The
+    newest snapshot, the last one without NaN, what the newest attempt continues, what is pinned, and everything that
+    these refer to is always kept.
     """
     policy = _policy(keep_last, keep_every, keep_best)
     with _store(uri, timeout_s) as store:
@@ -77,7 +78,10 @@ def pin(uri: str, name: str, timeout_s: float) -> None:
 @click.argument("name")
 @output.timeout_option
 def unpin(uri: str, name: str, timeout_s: float) -> None:
-    """Take a pin away; the snapshot stays until something prunes it."""
+    """Take a pin away.
+
+    The snapshot stays until something prunes it.
+    """
     key = pin_key(name)
     with _store(uri, timeout_s) as store:
         try:
