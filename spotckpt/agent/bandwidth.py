@@ -47,8 +47,12 @@ class Bandwidth:
         last, total = self._samples[-1]
         seconds = now - self._began
         told = whole and seconds > 0 and (total >= MEASURABLE_BYTES or seconds >= BURST_S)
-        shown = [rate for rate in (self._shown(last), total / seconds if told else None) if rate]
-        self._known = max(1.0, min(shown)) if shown else self._known
+        rates = [total / seconds] if told else []
+        # what little left us at last says nothing of a line on which the rest, long in the kernel's buffers, arrived
+        lately = self._shown(last)
+        if lately is not None and (not told or lately * min(WINDOW_S, seconds) >= MEASURABLE_BYTES):
+            rates.append(lately)
+        self._known = max(1.0, min(rates)) if rates else self._known
         self._began = None
 
     def estimate(self, now: float) -> float | None:

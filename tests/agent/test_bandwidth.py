@@ -110,3 +110,12 @@ def test_it_is_positive_and_finite_whatever_comes(news: list[tuple[float, int]],
     line.end(now + wait_s)
     found = line.estimate(now + wait_s)
     assert found is None or 0 < found < float("inf")
+
+
+def test_bytes_that_the_kernel_swallows_at_once_tell_of_the_line_when_they_have_arrived() -> None:
+    line = Bandwidth()
+    line.begin(0.0)
+    line.sent(0.2, 4 * MEASURABLE_BYTES)  # into its buffers
+    line.sent(4.0, 4 * MEASURABLE_BYTES + 300)  # and acknowledged
+    line.end(4.0)
+    assert line.estimate(5.0) == pytest.approx(MEASURABLE_BYTES, rel=0.01)
