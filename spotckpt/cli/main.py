@@ -29,7 +29,7 @@ VERBS = {
     "ls": _Verb("spotckpt.cli.ls", "List the attempts and snapshots of a run."),
     "show": _Verb("spotckpt.cli.show", "Show what a snapshot holds, without downloading tensors."),
     "verify": _Verb("spotckpt.cli.verify", "Read whole snapshots and check every digest."),
-    "prune": _Verb("spotckpt.cli.prune", "Delete the snapshots that no rule keeps."),
+    "prune": _Verb("spotckpt.cli.prune", "Delete snapshots that no rule keeps, and leftovers."),
     "pin": _Verb("spotckpt.cli.prune", "Keep a snapshot under a name, whatever is pruned."),
     "unpin": _Verb("spotckpt.cli.prune", "Take a pin away."),
     "status": _Verb("spotckpt.cli.agent", "Show what the agent of this machine is doing."),

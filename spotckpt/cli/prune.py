@@ -39,7 +39,7 @@ def prune(
     timeout_s: float,
     as_json: bool,
 ) -> None:
-    """Delete the snapshots that no rule keeps.
+    """Delete snapshots that no rule keeps, and leftovers.
 
     And what dead writers left behind. Several --keep options add up. Without any of them no snapshot is deleted. The
     newest snapshot, the last one without NaN, what the newest attempt continues, what is pinned, and everything that
