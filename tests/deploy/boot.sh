@@ -9,6 +9,7 @@
 #
 # Runs as the first process of `unshare --pid --fork --mount --uts --ipc --cgroup`. The network is this machine's.
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin # chroot is there, and not in everybody's
 tree=$1 venv=$2 python=$3 version=$4 shared=$5 console=$6 shm=$7
 
 mount --make-rprivate /

@@ -43,6 +43,10 @@ def reason_not_to() -> str:
     return "" if found.returncode == 0 else f"namespaces or overlayfs are not allowed: {found.stderr.strip()}"
 
 
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+"""Of the machine: whoever runs the tests may have another."""
+
+
 def _cgroup2() -> Path | None:
     mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
     return next((Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"), None)
@@ -100,7 +104,7 @@ class Booted:
 
     def run(self, *command: str, check: bool = True) -> str:
         """What a command says that root runs there."""
-        inside = ["nsenter", "-t", str(self.pid), "-a", *command]
+        inside = ["nsenter", "-t", str(self.pid), "-a", "env", f"PATH={_PATH}", *command]
         found = subprocess.run(inside, capture_output=True, text=True, timeout=60, check=False)
         assert found.returncode == 0 or not check, f"{command}: {found.stderr}{self.console}"
         return found.stdout.strip()
