@@ -73,13 +73,14 @@ class ServiceManager:
 
 def status_line(standing: Mapping[str, Any]) -> str:
     """One line for people, of what `spotckpt status` answers: notices first, then what is being uploaded."""
-    notices = [_notice(notice) for notice in standing["notices"]]
+    notices = [notice_text(notice) for notice in standing["notices"]]
     runs = standing["runs"]
     count = "no run is open" if not runs else "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     return "; ".join([*notices, count, *filter(None, map(_run, runs))])
 
 
-def _notice(notice: Mapping[str, Any]) -> str:
+def notice_text(notice: Mapping[str, Any]) -> str:
+    """A notice, as `spotckpt status` answers it, for people."""
     left = notice["seconds_left"]
     return f"{notice['kind']} {notice['action']}" + ("" if left is None else f" in {left:.0f} s")
 

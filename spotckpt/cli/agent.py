@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,19 +23,29 @@ _runtime_dir = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the agent's socket is.  [default: SPOTCKPT_RUNTIME_DIR, or by user id]",
 )
+_AGENT_OPTIONS = (
+    _runtime_dir,
+    click.option(
+        "--spool-dir",
+        "--spool",
+        "spool_dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Where snapshots are staged.  [default: SPOTCKPT_SPOOL, or in /dev/shm by user id]",
+    ),
+    click.option("--metadata-endpoint", default="", help="Ask here for notices instead of EC2's own address."),
+    click.option("--poll-interval", type=float, default=5.0, show_default=True, help="Seconds between two looks."),
+)
+
+
+def agent_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what every command that starts an agent takes: runtime_dir, spool_dir, metadata_endpoint, poll_interval."""
+    for option in reversed(_AGENT_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command()
-@_runtime_dir
-@click.option(
-    "--spool-dir",
-    "--spool",
-    "spool_dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where snapshots are staged.  [default: SPOTCKPT_SPOOL, or in /dev/shm by user id]",
-)
-@click.option("--metadata-endpoint", default="", help="Ask here for notices instead of EC2's own address.")
-@click.option("--poll-interval", type=float, default=5.0, show_default=True, help="Seconds between two looks.")
+@agent_options
 @click.option("--stop-grace", type=float, default=90.0, show_default=True, help="Seconds for uploads after SIGTERM.")
 @output.log_format_option
 @click.option("--upload-limit", default="", help="The most that all runs together upload, as 20MB/s.")
@@ -101,9 +111,11 @@ def status(runtime_dir: Path | None, as_json: bool) -> None:
     if as_json:
         output.emit(answer)
         return
+    from spotckpt.agent.systemd import notice_text
+
     _show_agent(answer["agent"])
     for notice in answer["notices"]:
-        output.emit_line(f"notice: {_notice(notice)}", style="bold yellow")
+        output.emit_line(f"notice: {notice_text(notice)}", style="bold yellow")
     for run in answer["runs"]:
         _show_run(run)
     if not answer["runs"]:
@@ -145,11 +157,6 @@ def _show_agent(found: Mapping[str, Any]) -> None:
     kind = "private agent" if found["private"] else "agent"
     where = f" on {found['instance']}" if found["instance"] else ""
     output.emit_line(f"{kind} {found['pid']}{where}, spool {found['spool_dir']}", style="bold")
-
-
-def _notice(notice: Mapping[str, Any]) -> str:
-    left = notice["seconds_left"]
-    return f"{notice['kind']} {notice['action']}" + ("" if left is None else f" in {left:.0f} s")
 
 
 def _show_run(run: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from spotckpt.cli import output
+from spotckpt.cli.agent import agent_options
 from spotckpt.config import parse_seconds
 from spotckpt.errors import UsageError
 
@@ -26,20 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--sigterm-grace", default="10s", show_default=True, help="How long after SIGTERM everything must have ended."
 )
-@click.option(
-    "--runtime-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where the agent's socket is.  [default: SPOTCKPT_RUNTIME_DIR, or by user id]",
-)
-@click.option(
-    "--spool-dir",
-    "--spool",
-    "spool_dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where snapshots are staged.  [default: SPOTCKPT_SPOOL, or in /dev/shm by user id]",
-)
-@click.option("--metadata-endpoint", default="", help="Ask here for notices instead of EC2's own address.")
-@click.option("--poll-interval", type=float, default=5.0, show_default=True, help="Seconds between two looks.")
+@agent_options
 @output.log_format_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def exec(
