@@ -14,29 +14,11 @@ from tests.support.checker import check
 from tests.support.proxy import Proxy
 from tests.support.servers import S3Env, wait_until
 from tests.training.forked import ROOT
-from tests.training.machine import Bucket, Machine, machine
+from tests.training.machine import Bucket, Machine
 
 STEPS = 10
 HOGS = 64
 GRACE_S = 10.0
-
-
-@pytest.fixture
-def here() -> Iterator[Machine]:
-    with machine() as found:
-        yield found
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Bucket:
-    return Bucket(f"file://{tmp_path}/run")
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The last line of a training that was never interrupted."""
-    with machine() as found:
-        return found.train(f"file://{tmp_path_factory.mktemp('plain')}/run").end
 
 
 @pytest.mark.fault(3)

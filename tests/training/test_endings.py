@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,25 +19,6 @@ from tests.training.forked import SCRIPT
 from tests.training.machine import Bucket, Machine, machine
 
 STEPS = 10  # two epochs of five batches
-
-
-@pytest.fixture
-def here() -> Iterator[Machine]:
-    with machine() as found:
-        yield found
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Bucket:
-    return Bucket(f"file://{tmp_path}/run")
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The last line of a training that was never interrupted."""
-    uri = f"file://{tmp_path_factory.mktemp('plain')}/run"
-    with machine() as found:
-        return found.train(uri).end
 
 
 def reasons(bucket: Bucket) -> list[str]:

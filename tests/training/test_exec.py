@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,11 @@ import pytest
 from tests.support.checker import check
 from tests.support.servers import S3Env, wait_until
 from tests.training.forked import SCRIPT
-from tests.training.machine import Bucket, Machine, machine
+from tests.training.machine import Bucket, Machine
 
 EXEC = (sys.executable, "-m", "spotckpt", "exec")
 GRACE_S = 10.0
 STEPS = 10
-
-
-@pytest.fixture
-def here() -> Iterator[Machine]:
-    with machine() as found:
-        yield found
 
 
 class Container:

@@ -16,22 +16,10 @@ from tests.training.machine import Bucket, Machine, machine
 
 
 @pytest.fixture
-def here() -> Iterator[Machine]:
-    with machine() as found:
-        yield found
-
-
-@pytest.fixture
 def there() -> Iterator[Machine]:
     """Another machine: nothing lies in its spool."""
     with machine() as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
-    with machine() as found:
-        return found.train(f"file://{tmp_path_factory.mktemp('plain')}/run").end
 
 
 def damage(root: Path, snapshot: str, tensor: str) -> None:

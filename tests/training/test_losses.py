@@ -7,19 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.servers import wait_until
 from tests.training.machine import Bucket, Machine, machine
-
-
-@pytest.fixture
-def here() -> Iterator[Machine]:
-    with machine() as found:
-        yield found
 
 
 def status(here: Machine, *options: str) -> str:

@@ -27,12 +27,6 @@ def bucket(s3_env: S3Env) -> Bucket:
     return Bucket(s3_env.uri)
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
-    with machine() as found:
-        return found.train(f"file://{tmp_path_factory.mktemp('plain')}/run").end
-
-
 def start_service(here: Machine) -> None:
     """An agent that outlives the trainings."""
     command = [sys.executable, "-m", "spotckpt.agent", "--reserve-mb=0", f"--disk-dir={here.folder / 'disk'}"]

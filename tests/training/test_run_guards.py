@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,11 +22,6 @@ def here() -> Iterator[Machine]:
 def on_this_machine(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SPOTCKPT_RUNTIME_DIR", "SPOTCKPT_SPOOL"):
         monkeypatch.setenv(name, here.environment[name])
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Bucket:
-    return Bucket(f"file://{tmp_path}/run")
 
 
 class Boom(Exception):

@@ -20,11 +20,6 @@ def here() -> Iterator[Machine]:
         yield found
 
 
-@pytest.fixture
-def bucket(tmp_path: Path) -> Bucket:
-    return Bucket(f"file://{tmp_path}/run")
-
-
 def steps_of(bucket: Bucket) -> list[int]:
     return [manifest["step"] for manifest in bucket.manifests()]
 

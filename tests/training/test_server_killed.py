@@ -24,12 +24,6 @@ def there(seaweed_env: S3Env) -> Iterator[Machine]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
-    with machine() as found:
-        return found.train(f"file://{tmp_path_factory.mktemp('plain')}/run").end
-
-
 def committed(bucket: Bucket) -> list[str]:
     return [manifest["snapshot"] for manifest in bucket.manifests()]
 

@@ -31,11 +31,6 @@ def on_this_machine(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, here.environment[name])
 
 
-@pytest.fixture
-def bucket(tmp_path: Path) -> Bucket:
-    return Bucket(f"file://{tmp_path}/run")
-
-
 def train(uri: str, num_epochs: int, *, num_workers: int = 0) -> torch.Tensor:
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
