@@ -16,15 +16,16 @@ from spotckpt import errors
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAMS = [program for page in PAGES for program in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
 
 
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))
-def test_the_readme_is_python(number):
+def test_the_programs_are_python(number):
     ast.parse(PROGRAMS[number])
 
 
-def test_the_readmes_program_runs_and_a_second_start_finds_it_finished(tmp_path):
+def test_the_first_program_runs_and_a_second_start_finds_it_finished(tmp_path):
     [program] = [program for program in PROGRAMS if "__main__" in program]
     (tmp_path / "train.py").write_text(program)
     environment = {
