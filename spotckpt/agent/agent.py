@@ -20,7 +20,9 @@ from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.processes import Process, boot_id, pid_namespace
 from spotckpt.agent.protocol import Message
 from spotckpt.agent.run import Run
-from spotckpt.agent.spool import RunSpool, Spool, SpoolSlot, Token
+from spotckpt.agent.spool import RunSpool, Spool
+from spotckpt.agent.spool_slot import SpoolSlot
+from spotckpt.agent.token import Token
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.errors import AgentError, SpotckptError, Superseded
 from spotckpt.notices.notice import Notice

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.room import Shortage
-from spotckpt.agent.spool import SpoolSlot
+from spotckpt.agent.spool_slot import SpoolSlot
 from spotckpt.store.limiter import Limiter, Pace, Share
 
 MOST_UPLOADS = 16

@@ -11,7 +11,8 @@ from pathlib import Path
 from spotckpt.agent import room
 from spotckpt.agent.commons import Commons
 from spotckpt.agent.options import AgentOptions
-from spotckpt.agent.spool import RunSpool, SpoolSlot
+from spotckpt.agent.spool import RunSpool
+from spotckpt.agent.spool_slot import SpoolSlot
 from spotckpt.deadline import Deadline
 from spotckpt.errors import SpoolError
 

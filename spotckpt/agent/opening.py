@@ -11,7 +11,7 @@ from spotckpt.address import Selector
 from spotckpt.agent.log import fields
 from spotckpt.agent.processes import Process
 from spotckpt.agent.run import Run
-from spotckpt.agent.spool import Token
+from spotckpt.agent.token import Token
 from spotckpt.config import Keep, Settings
 from spotckpt.deadline import Clock
 from spotckpt.errors import AddressError, AgentError, UsageError

@@ -10,7 +10,8 @@ from spotckpt.agent.lending import Lender
 from spotckpt.agent.planner import fits
 from spotckpt.agent.sending import SLOWEST_BYTES_PER_S
 from spotckpt.agent.slots import Seal
-from spotckpt.agent.spool import RunSpool, SpoolSlot
+from spotckpt.agent.spool import RunSpool
+from spotckpt.agent.spool_slot import SpoolSlot
 from spotckpt.deadline import Clock, Deadline
 from spotckpt.snapshot.keys import SnapshotId
 

@@ -16,7 +16,9 @@ from spotckpt.agent.pace import PACE_NAME
 from spotckpt.agent.planner import Decision
 from spotckpt.agent.processes import Process
 from spotckpt.agent.protocol import Message, error_fields
-from spotckpt.agent.spool import RunSpool, SpoolSlot, Token
+from spotckpt.agent.spool import RunSpool
+from spotckpt.agent.spool_slot import SpoolSlot
+from spotckpt.agent.token import Token
 from spotckpt.agent.uploading import Uploads
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.errors import AgentError, SpoolError, Superseded

@@ -12,7 +12,8 @@ from typing import TypeVar
 from spotckpt.agent.bandwidth import Bandwidth
 from spotckpt.agent.protocol import Message
 from spotckpt.agent.slots import Seal
-from spotckpt.agent.spool import RunSpool, Sent, SpoolSlot
+from spotckpt.agent.spool import RunSpool
+from spotckpt.agent.spool_slot import Sent, SpoolSlot
 from spotckpt.deadline import Clock, Deadline
 from spotckpt.errors import OutcomeUnknown, SpoolError, SpotckptError, StoreError, Unavailable
 from spotckpt.snapshot.keys import SnapshotId

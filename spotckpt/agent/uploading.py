@@ -18,7 +18,9 @@ from spotckpt.agent.protocol import Message, error_fields
 from spotckpt.agent.queue import Queue
 from spotckpt.agent.sending import SLOWEST_BYTES_PER_S, Backoff, GivenUp, Sender, UnreadableSlot
 from spotckpt.agent.slots import Seal
-from spotckpt.agent.spool import RunSpool, SpoolSlot, Token
+from spotckpt.agent.spool import RunSpool
+from spotckpt.agent.spool_slot import SpoolSlot
+from spotckpt.agent.token import Token
 from spotckpt.config import Keep
 from spotckpt.deadline import Clock, Deadline
 from spotckpt.errors import AgentError, SpotckptError, Superseded

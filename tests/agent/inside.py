@@ -9,7 +9,8 @@ from spotckpt.agent.agent import Agent
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.processes import Process
 from spotckpt.agent.run import Run
-from spotckpt.agent.spool import Spool, Token
+from spotckpt.agent.spool import Spool
+from spotckpt.agent.token import Token
 from spotckpt.deadline import SYSTEM_CLOCK
 from spotckpt.snapshot.attempts import ensure_run
 from spotckpt.snapshot.records import Base

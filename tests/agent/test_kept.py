@@ -10,7 +10,7 @@ import pytest
 from spotckpt.agent.agent import KEPT_S, Agent
 from spotckpt.agent.run import Run
 from spotckpt.agent.slots import Mappings, Slot
-from spotckpt.agent.spool import SpoolSlot
+from spotckpt.agent.spool_slot import SpoolSlot
 from spotckpt.snapshot.records import Base
 from spotckpt.snapshot.staged import Staged
 from tests.agent.inside import Turned, agent_of, attempt

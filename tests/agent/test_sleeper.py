@@ -14,7 +14,9 @@ from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.processes import boot_id, pid_namespace
 from spotckpt.agent.sending import Sender, UnreadableSlot
 from spotckpt.agent.slots import Mappings, Slot
-from spotckpt.agent.spool import RunSpool, Spool, SpoolSlot, Token
+from spotckpt.agent.spool import RunSpool, Spool
+from spotckpt.agent.spool_slot import SpoolSlot
+from spotckpt.agent.token import Token
 from spotckpt.deadline import Deadline
 from spotckpt.errors import SpoolError, Unavailable
 from spotckpt.snapshot.keys import SnapshotId

@@ -17,7 +17,9 @@ from spotckpt.agent.lending import Lender
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.processes import boot_id, pid_namespace
 from spotckpt.agent.slots import Mappings, Slot
-from spotckpt.agent.spool import RunSpool, Sent, Spool, SpoolSlot, Token
+from spotckpt.agent.spool import RunSpool, Spool
+from spotckpt.agent.spool_slot import Sent, SpoolSlot
+from spotckpt.agent.token import Token
 from spotckpt.deadline import Deadline
 from spotckpt.errors import SpoolError
 from spotckpt.snapshot.keys import SnapshotId, part_key

@@ -10,7 +10,8 @@ from spotckpt.agent.lending import Lender
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.processes import boot_id, pid_namespace
 from spotckpt.agent.slots import Slot
-from spotckpt.agent.spool import RunSpool, Spool, Token
+from spotckpt.agent.spool import RunSpool, Spool
+from spotckpt.agent.token import Token
 from spotckpt.deadline import Deadline
 from spotckpt.snapshot.staged import Staged
 from spotckpt.training.news import News
