@@ -44,6 +44,24 @@ class Series(Sequence[float]):
         """The epoch of each value."""
         return self._epochs.tolist()
 
+    @property
+    def is_scalar(self) -> bool:
+        """Whether every value is a number, so that there are `columns`."""
+        return True
+
+    def columns(self) -> tuple[Any, Any, Any]:
+        """`(steps: int64[n], epochs: int64[n], values: float64[n])`, read-only; not for a series that grows."""
+        import numpy
+
+        columns = tuple(numpy.frombuffer(column, dtype=column.typecode) for column in self._columns)
+        for column in columns:
+            column.flags.writeable = False
+        return columns  # type: ignore[return-value]
+
+    @property
+    def _columns(self) -> tuple[array[int], array[int], array[float]]:
+        return self._steps, self._epochs, self._values
+
     @overload
     def __getitem__(self, index: int) -> float: ...
     @overload
