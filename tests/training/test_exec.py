@@ -25,11 +25,11 @@ class Container:
 
     def __init__(self, here: Machine, folder: Path, *options: str) -> None:
         folder.mkdir()
-        disk = folder / "disk"
-        disk.mkdir(mode=0o1777)
+        self.disk = folder / "disk"
+        self.disk.mkdir(mode=0o1777)
         self.trace, self._log = folder / "trace", folder / "log"
         isolated = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "sh", "-ec"]
-        mounts = f'mount -t tmpfs -o size=64m tmpfs /dev/shm; mount --bind {disk} /var/tmp; exec "$@"'
+        mounts = f'mount -t tmpfs -o size=64m tmpfs /dev/shm; mount --bind {self.disk} /var/tmp; exec "$@"'
         if subprocess.run([*isolated, mounts, "sh", "true"], capture_output=True, check=False).returncode != 0:
             pytest.skip("this user may not make PID and mount namespaces")
         environment = {name: value for name, value in here.environment.items() if name != "SPOTCKPT_SPOOL"}
@@ -60,16 +60,18 @@ class Container:
             return self._process.wait(60)
 
 
+# two of three slots of 24 MB fit into /dev/shm, none of 72 MB
 @pytest.mark.fault(25)
+@pytest.mark.parametrize(("frozen", "on_disk"), [(6_000_000, 1), (18_000_000, 3)])
 def test_a_container_is_stopped_within_its_grace_and_the_next_goes_on(
-    here: Machine, tmp_path: Path, seaweed_env: S3Env
+    here: Machine, tmp_path: Path, seaweed_env: S3Env, frozen: int, on_disk: int
 ) -> None:
     here.environment.update(seaweed_env.environment)
     bucket = Bucket(seaweed_env.uri)
-    # two of three slots fit into 64 MB
-    options = ["--frozen=6000000", "--every=1h", "--delay=0.1", "--epochs=100"]
+    options = [f"--frozen={frozen}", "--every=1h", "--delay=0.1", "--epochs=100"]
     first = Container(here, tmp_path / "first", f"--uri={bucket.uri}", *options)
     first.wait_for("step 3")
+    wait_until(lambda: len(list(first.disk.rglob("*.data"))) == on_disk, what="the slots that are staged on disk")
     status = first.stop(GRACE_S)
     assert status == 75, first.said
     assert "PID 1" not in first.said
