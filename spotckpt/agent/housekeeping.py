@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from spotckpt.config import Keep
 from spotckpt.deadline import Clock
@@ -63,8 +64,10 @@ class Housekeeper:
         with self._changed:
             self._due = not self._ended
             if self._due and self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=f"prune-{self._attempt}", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name=f"prune-{self._attempt}", daemon=True)
+                with suppress(RuntimeError):  # no thread to be had: after the next snapshot
+                    thread.start()
+                    self._thread = thread
             self._changed.notify_all()
 
     def end(self) -> None:
