@@ -234,7 +234,7 @@ def _first_over_the_line(now: Situation, left: float) -> tuple[Sending, str]:
 
 def _numbers(now: Situation) -> str:
     size = "size unknown" if now.snapshot_bytes is None else f"{now.snapshot_bytes / 1e6:.1f} MB"
-    speed = "bandwidth unknown" if now.bandwidth is None else f"at {now.bandwidth / 1e6:.1f} MB/s"
+    speed = "at a bandwidth that is not known" if now.bandwidth is None else f"at {now.bandwidth / 1e6:.1f} MB/s"
     boundary = "none in sight" if now.boundary_s is None else f"in {now.boundary_s:.1f} s"
     under_way = f", {now.flight.left_bytes / 1e6:.1f} MB under way" if now.flight else ""
     return (

@@ -36,7 +36,7 @@ def situation(in_s: float | None = 120.0, **known: Any) -> Situation:
         (situation(sealed_bytes=500 * _MB, boundary_s=None), "snapshot", "go", "next boundary none in sight"),
         (situation(sealed_bytes=500 * _MB, boundary_s=12.0), "snapshot", "go", "next boundary in 12.0 s"),
         (situation(10.4, sealed_bytes=500 * _MB), "last", "go", "no time for another"),
-        (situation(bandwidth=None), "snapshot", "go", "bandwidth unknown"),
+        (situation(bandwidth=None), "snapshot", "go", "a bandwidth that is not known"),
         # time for one only
         (situation(12.0), "last", "go", "no time for another"),
         (situation(3.0), "last", "go", "spot terminate in 3 s"),
