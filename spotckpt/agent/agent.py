@@ -32,6 +32,7 @@ from spotckpt.snapshot.records import Base, Holder
 _LOG = logging.getLogger(__name__)
 
 _FIRST_LOOK_S = 10.0
+_LONGEST_REASON = 80
 KEPT_S = 600.0
 """How long the newest committed snapshot of an ended attempt stays in the spool for its next one."""
 
@@ -401,7 +402,8 @@ class Agent:
         def on_progress(transfer: Message) -> None:
             connection.send({"event": "progress", "call": message.get("call"), "uri": run.uri, **transfer})
 
-        return run.drain(deadline, close=message["op"] == "close", on_progress=on_progress)
+        why = str(message.get("ended") or "closed")[:_LONGEST_REASON] if message["op"] == "close" else None
+        return run.drain(deadline, close=why, on_progress=on_progress)
 
     def _own(self, connection: Connection, message: Message) -> Run:
         """The run that the message names, which must be the caller's."""

@@ -12,10 +12,18 @@ from spotckpt.errors import AgentError
 _LOOK_S = 0.1
 
 
-def drain(uploads: Uploads, deadline: Deadline, *, close: bool, on_progress: Callable[[Message], None]) -> Message:
+def drain(
+    uploads: Uploads, deadline: Deadline, *, close: str | None, on_progress: Callable[[Message], None]
+) -> Message:
     """Waits until nothing sealed is left to commit, or it is given up; then, to close, for the release.
 
     Giving up ends the waiting only: what is sealed stays in the spool, and the agent goes on trying.
+
+    Args:
+        uploads: the attempt's.
+        deadline: until when to wait.
+        close: why the attempt is over; None if it is not.
+        on_progress: called with what is under way.
 
     Returns:
         committed, acknowledged, and failure if not acknowledged.
@@ -23,11 +31,11 @@ def drain(uploads: Uploads, deadline: Deadline, *, close: bool, on_progress: Cal
     seen, shown = uploads.backoff.failures, (-1, "")
     uploads.queue.deadline = uploads.queue.deadline.within(deadline.seconds_left)
     uploads.queue.urgent = True
-    if close:
-        uploads.leave()
+    if close is not None:
+        uploads.leave(close)
     uploads.hurry()
     with uploads.changed:
-        while not _is_settled(uploads, close) and not _is_hopeless(uploads, seen) and not deadline.passed:
+        while not _is_settled(uploads, close is not None) and not _is_hopeless(uploads, seen) and not deadline.passed:
             uploads.changed.wait(min(deadline.seconds_left, _LOOK_S))
             transfer = uploads.sender.transfer
             if transfer is not None and (now_shown := (transfer.sent_bytes, transfer.id)) != shown:

@@ -28,6 +28,7 @@ class Heart:
         store: the store to write to now.
         last_committed: the newest acknowledged snapshot.
         reached: how far the training has come.
+        ended: why the attempt is over, for the release.
         on_superseded: called, on the heart's thread, when a later claim is seen; nothing is written any more.
         adopted: another agent has written before us: go on counting from there.
     """
@@ -41,6 +42,7 @@ class Heart:
         store: Callable[[], Store],
         last_committed: Callable[[], str | None],
         reached: Callable[[], Reached | None],
+        ended: Callable[[], str],
         on_superseded: Callable[[], None],
         adopted: bool,
         clock: Clock = SYSTEM_CLOCK,
@@ -51,6 +53,7 @@ class Heart:
         self._store = store
         self._last_committed = last_committed
         self._reached = reached
+        self._why_ended = ended
         self._on_superseded = on_superseded
         self._adopted = adopted
         self._clock = clock
@@ -122,6 +125,7 @@ class Heart:
             holder=self._holder,
             interval_s=self._interval_s,
             reached=self._reached(),
+            ended=self._why_ended() if released else "",
         )
 
     def _log_failure(self, error: SpotckptError) -> None:

@@ -227,7 +227,7 @@ class Run:
                 return
         self.uploads.hurry()
 
-    def drain(self, deadline: Deadline, *, close: bool, on_progress: Callable[[Message], None]) -> Message:
+    def drain(self, deadline: Deadline, *, close: str | None, on_progress: Callable[[Message], None]) -> Message:
         """See `drain`."""
         return drain(self.uploads, deadline, close=close, on_progress=on_progress)
 

@@ -33,6 +33,8 @@ _LOG = logging.getLogger(__name__)
 
 DRAIN_LIMIT_S = 600.0
 SLOWEST_BEAT_S = 10.0
+GONE = "gone"
+"""Why a trainer left that did not say why."""
 _IDLE_LOOK_S = 1.0
 
 
@@ -53,6 +55,7 @@ class Uploads:
         store: where to; with other credentials when there are some.
         return_by: when a trainer that is not known must have come back; None: it is known.
         left_at: when the trainer closed the run or was gone.
+        left_because: why, in a few words.
         ended: it is over: released, or dropped.
         sending: an upload is under way.
         superseded: a later attempt owns the run.
@@ -83,6 +86,7 @@ class Uploads:
         self.changed = threading.Condition()
         self.return_by: Deadline | None = None
         self.left_at: float | None = None
+        self.left_because = GONE
         self.ended = self.sending = False
         self.has_kept = False
         self.superseded: Superseded | None = None
@@ -110,6 +114,7 @@ class Uploads:
             store=lambda: self.store,
             last_committed=lambda: self._token.last_committed,
             reached=lambda: reached(spool),
+            ended=lambda: self.left_because,
             on_superseded=self._overtaken,
             adopted=adopted,
             clock=clock,
@@ -144,10 +149,10 @@ class Uploads:
         """Whether nothing is being sent and nothing sealed is left to send. With the lock held."""
         return self.ended or (not self.sending and not self._pending())
 
-    def leave(self) -> None:
+    def leave(self, why: str = GONE) -> None:
         """The trainer has closed the run or is gone: send what is sealed, then release. Never blocks."""
         if self.left_at is None:
-            self.left_at = self._clock.now()
+            self.left_at, self.left_because = self._clock.now(), why
         self.poke()
 
     def give_way(self, why: Superseded) -> None:
@@ -155,7 +160,7 @@ class Uploads:
         self.overtaken = why
         _LOG.warning("%s", why.message)
         self._tell_superseded(why, None)
-        self.leave()
+        self.leave("taken over")
 
     def hurry(self) -> None:
         """Ends any pause before the next try. Never blocks."""

@@ -215,6 +215,7 @@ class Heartbeat:
         holder: who beats, when another agent took over from the one that claimed.
         interval_s: seconds between beats; 0 if it is not told.
         reached: how far the training has come; None if it is not told.
+        ended: why the attempt is over, in a few words, for showing; empty if nobody told.
     """
 
     attempt: int
@@ -226,6 +227,7 @@ class Heartbeat:
     holder: Holder | None = None
     interval_s: float = 0.0
     reached: Reached | None = None
+    ended: str = ""
 
     @property
     def last_id(self) -> SnapshotId | None:
@@ -245,6 +247,7 @@ class Heartbeat:
                 "holder": None if self.holder is None else self.holder.to_json(),
                 "interval_s": self.interval_s,
                 "reached": None if self.reached is None else self.reached.to_json(),
+                "ended": self.ended,
             },
             limit_bytes=MAX_RECORD_BYTES,
         )
@@ -268,6 +271,7 @@ class Heartbeat:
             None if holder is None else Holder.from_fields(Fields(holder, key)),
             fields.seconds("interval_s") if "interval_s" in fields.body else 0.0,
             None if reached is None else Reached.from_fields(Fields(reached, key)),
+            fields.text("ended") if "ended" in fields.body else "",
         )
 
 

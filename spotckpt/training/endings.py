@@ -31,7 +31,7 @@ def running(request: Request) -> Iterator[Run]:
         run._check_complete()
         run._returned()
     except BaseException as error:
-        run._left(ctrl_c=isinstance(error, KeyboardInterrupt))
+        run._left(error)
         raise
     finally:
         run._close()

@@ -370,10 +370,10 @@ class Run:
             known = f"what was logged is {', '.join(sorted(logged))}" if logged else "nothing was logged"
             say(f"warning: keep_best={str(watched)!r}, and {watched.path} was never logged; {known}")
 
-    def _left(self, *, ctrl_c: bool) -> None:
+    def _left(self, error: BaseException) -> None:
         """The function has raised: what it left behind may be half a step, so nothing of it is captured."""
         if self._saver is not None:
-            self._saver.leave(base=self.resumed_from, ctrl_c=ctrl_c)
+            self._saver.leave(error, base=self.resumed_from)
 
     def _close(self) -> None:
         """Ends threads and hooks. Idempotent."""

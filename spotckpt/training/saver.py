@@ -127,7 +127,7 @@ class Saver:
         wait = stop.deadline if stop is not None and stop.deadline else Deadline.after(FINAL_WAIT_S)
         with children_waiting():
             staged = self._stage("final", finished=True, wait=wait)
-        drained = self._release(wait.seconds_left)
+        drained = self._release(wait.seconds_left, why="finished")
         self._raise_if_superseded(drained)
         if staged is None or drained.committed != staged:
             if stop is not None:
@@ -138,14 +138,14 @@ class Saver:
             )
         say(f"finished {self.session.uri} at step {self._state.step}: {staged}")
 
-    def leave(self, *, base: str | None = None, ctrl_c: bool = False) -> None:
+    def leave(self, error: BaseException, *, base: str | None = None) -> None:
         """After an exception: captures nothing, waits (bounded) for the newest sealed snapshot, releases the run.
 
         What goes wrong is said, not raised: the exception under way is the one to see.
 
         Args:
+            error: the exception. Of their own Ctrl-C users are told what is left.
             base: the snapshot that this attempt went on from.
-            ctrl_c: the exception is the user's own, who is told what is left.
         """
         if self.released:
             return
@@ -154,9 +154,10 @@ class Saver:
             if self._newest is not None and self._newest != self.session.news.committed:
                 say(f"waiting up to {LEAVE_WAIT_S:.0f} s until {self._newest} is committed; Ctrl-C stops waiting")
             stop = self.session.news.stop
-            drained = self._release(LEAVE_WAIT_S if stop is None or not stop.deadline else stop.deadline.seconds_left)
+            wait_s = LEAVE_WAIT_S if stop is None or not stop.deadline else stop.deadline.seconds_left
+            drained = self._release(wait_s, why=stop.why if stop is not None else _why(error))
             _say_failure(drained)
-            if ctrl_c:
+            if isinstance(error, KeyboardInterrupt):
                 last = drained.committed or self.session.news.committed or base or "none"
                 say(
                     "interrupted by Ctrl-C: nothing of the present step is captured; "
@@ -164,9 +165,9 @@ class Saver:
                 )
         except KeyboardInterrupt:
             say("not waiting any longer; the agent goes on as long as it can")
-        except SpotckptError as error:
+        except SpotckptError as trouble:
             if self.session.news.superseded is None:  # else its run is another's by now
-                say_error(error)
+                say_error(trouble)
         except Superseded as superseded:
             say(superseded.message)
 
@@ -272,7 +273,7 @@ class Saver:
         except (EncodeError, SpoolError, MemoryError) as error:  # the last sealed one goes instead
             say_error(error) if isinstance(error, SpotckptError) else say(f"out of memory: {error}")
         try:
-            drained = self._release(stop.deadline.seconds_left if stop.deadline else None)
+            drained = self._release(stop.deadline.seconds_left if stop.deadline else None, why=stop.why)
         except SpotckptError as error:
             say_error(error)
             drained = Drained(self.session.news.committed)
@@ -280,8 +281,8 @@ class Saver:
         _say_failure(drained)
         raise Interrupted(_stopped(stop, drained))
 
-    def _release(self, seconds: float | None) -> Drained:
-        drained = self.session.release(seconds)
+    def _release(self, seconds: float | None, *, why: str) -> Drained:
+        drained = self.session.release(seconds, why=why)
         self.released = True
         return drained
 
@@ -297,6 +298,10 @@ def _say_failure(drained: Drained) -> None:
         say(drained.error.message)
     elif drained.error is not None:
         say_error(drained.error)
+
+
+def _why(error: BaseException) -> str:
+    return "Ctrl-C" if isinstance(error, KeyboardInterrupt) else type(error).__name__
 
 
 def _stopped(stop: Stop, drained: Drained) -> str:

@@ -208,10 +208,14 @@ class Session:
 
     # Ending
 
-    def release(self, seconds: float | None) -> Drained:
+    def release(self, seconds: float | None, *, why: str) -> Drained:
         """Waits until the newest sealed snapshot is committed or given up, then gives the attempt up for the next one.
 
         If the agent goes meanwhile, a new one is asked.
+
+        Args:
+            seconds: how long to wait; None for as long as the agent tries.
+            why: the attempt is over, in a few words for its last heartbeat.
         """
         deadline = Deadline.after(float("inf") if seconds is None else seconds)
         for remaining in reversed(range(REATTACH_TRIES)):
@@ -224,6 +228,7 @@ class Session:
                     on_event=_progress_shown(),
                     uri=self.uri,
                     deadline_s=left,
+                    ended=why,
                 )
             except Unreachable as error:
                 if not remaining or deadline.passed:

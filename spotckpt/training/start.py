@@ -312,7 +312,7 @@ def give_up(beginning: Beginning) -> None:
     try:
         if session.attempt:
             with suppress(SpotckptError, Superseded):
-                session.release(RELEASE_S)
+                session.release(RELEASE_S, why="not begun")
     finally:
         session.close()
 

@@ -205,4 +205,6 @@ def test_on_one_machine_a_takeover_commits_what_is_sealed_first(here: Machine, s
     attach = old.answer(old.start("call", op="attach", fields={"uri": s3_env.uri, "attempt": 1}))
     assert attach["error"] == "Superseded"
     assert str(check(s3_env.uri, [sealed])) == sealed
+    beat = read_heartbeat(store, 1)
+    assert beat is not None and beat.ended == "taken over"
     assert not any(_answered(*one) for one in zip(patient, patient_tags, strict=True))

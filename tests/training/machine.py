@@ -248,6 +248,10 @@ class Bucket:
     def released(self, attempt: int) -> bool:
         return bool(self.record(f"attempts/{attempt:04d}.heartbeat.json")["released"])
 
+    def ended(self, attempt: int) -> str:
+        """Why that attempt is over, as its last heartbeat tells."""
+        return str(self.record(f"attempts/{attempt:04d}.heartbeat.json")["ended"])
+
     @property
     def _options(self) -> dict[str, Any]:
         if not self.uri.startswith("s3://"):

@@ -32,7 +32,7 @@ def test_returning_commits_the_final_snapshot_and_a_restart_changes_nothing(here
     assert first.said.startswith(f"spotckpt: new run {bucket.uri} (attempt 1)\n")
     last = bucket.manifests()[-1]
     assert (last["reason"], last["finished"], last["step"]) == ("final", True, STEPS)
-    assert bucket.released(1)
+    assert bucket.released(1) and bucket.ended(1) == "finished"
     before = bucket.listing()
     again = here.train(bucket.uri)
     assert again.said.startswith(f"spotckpt: finished run {bucket.uri} ")
@@ -51,7 +51,7 @@ def test_an_exception_keeps_its_traceback_and_captures_nothing(here: Machine, bu
     assert "ValueError: boom" in failed.said and "Traceback" in failed.said
     assert bucket.manifests()[-1]["step"] == 3, "the newest sealed one, of the boundary before"
     assert "final" not in reasons(bucket)
-    assert bucket.released(1)
+    assert bucket.released(1) and bucket.ended(1) == "ValueError"
     resumed = here.train(bucket.uri)
     assert resumed.steps == list(range(3, STEPS))
     assert resumed.end == plain
@@ -62,7 +62,7 @@ def test_system_exit_keeps_its_status_and_is_never_final(here: Machine, bucket: 
     here.train(bucket.uri, "--at=3", "--act=exit", status=3)
     assert bucket.manifests()[-1]["step"] == 3
     assert "final" not in reasons(bucket)
-    assert bucket.released(1)
+    assert bucket.released(1) and bucket.ended(1) == "SystemExit"
 
 
 def test_ctrl_c_is_an_exception_like_others(here: Machine, bucket: Bucket) -> None:
@@ -72,7 +72,7 @@ def test_ctrl_c_is_an_exception_like_others(here: Machine, bucket: Bucket) -> No
     assert trainer.wait() == -signal.SIGINT
     assert "KeyboardInterrupt" in trainer.said
     assert bucket.manifests()[-1]["step"] == 3
-    assert bucket.released(1)
+    assert bucket.released(1) and bucket.ended(1) == "Ctrl-C"
     assert f"the last committed snapshot is {bucket.manifests()[-1]['snapshot']}\n" in trainer.said
 
 
@@ -97,7 +97,7 @@ def test_sigterm_saves_this_very_boundary(here: Machine, bucket: Bucket, plain: 
     assert trainer.wait() == 75
     assert "Traceback" not in trainer.said
     assert [(m["reason"], m["step"]) for m in bucket.manifests()] == [("notice", 8)]
-    assert bucket.released(1)
+    assert bucket.released(1) and bucket.ended(1) == "SIGTERM"
     resumed = here.train(bucket.uri)
     assert resumed.steps == [8, 9]
     assert resumed.end == plain
@@ -139,6 +139,7 @@ def test_a_notice_stops_the_training_and_a_restart_waits_without_claiming(here: 
         client.call("notify", timeout=10, clear=True)
     assert waiting.wait() == 0
     assert waiting.steps == list(range(5, STEPS))
+    assert (bucket.ended(1), bucket.ended(2)) == ("manual notice (terminate)", "finished")
 
 
 def test_a_rebalance_recommendation_takes_one_snapshot_and_training_goes_on(here: Machine, bucket: Bucket) -> None:
@@ -216,7 +217,7 @@ def test_what_was_sealed_is_committed_after_the_trainer_is_gone(
     else:
         trainer = here.train(bucket.uri, "--at=6", "--act=os_exit", status=9)
     wait_until(lambda: bucket.released(1), what="the release of the attempt")
-    assert bucket.manifests()[-1]["step"] == 6
+    assert bucket.manifests()[-1]["step"] == 6 and bucket.ended(1) == "gone"
     resumed = here.train(bucket.uri)
     assert resumed.steps == list(range(6, STEPS))
     assert resumed.end == plain
