@@ -16,7 +16,7 @@ FLOORS = [
     {"config", "address"},
     {"store"},
     {"snapshot", "notices"},
-    {"agent"},
+    {"agent", "curves"},
     {"training"},
     {"cli", "demo", "__main__"},
 ]
