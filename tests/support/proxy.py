@@ -209,7 +209,9 @@ class Proxy:
 
     async def _end(self) -> None:
         assert self._server is not None
-        self._server.close()
+        # closed only at the end: what was accepted and has no transport yet would find no server, and never be closed
+        for listening in self._server.sockets:
+            self._loop.remove_reader(listening.fileno())
         await asyncio.sleep(0)  # a task that is cancelled before its first step would not close what it was given
         # asyncio's own tasks as well, which make a connection of what was just accepted
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -218,6 +220,7 @@ class Proxy:
         await asyncio.gather(*tasks, return_exceptions=True)
         for writer in self._writers:
             writer.transport.abort()
+        self._server.close()
         await asyncio.sleep(0.01)  # the loop closes the aborted sockets in its next turns
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
