@@ -142,12 +142,12 @@ def test_a_stop_does_not_wait_for_an_upload_that_stands_still(here, s3_env, noti
     with Proxy(s3_env.url) as proxy:
         agent = started(here, notify, "--stop-grace=1")
         trainer = here.trainer(**s3_env.behind(proxy.url).environment)
-        trainer.open(s3_env.uri)
+        trainer.open(s3_env.uri, settings={"stale_after_s": 5.0, "call_timeout_s": 60.0})
         proxy.on("PUT", r"/packs/.*safetensors", stall())
         trainer.stage(s3_env.uri, 1)
         proxy.wait_for("PUT", r"/packs/.*safetensors")
         agent.send(signal.SIGTERM)
-        agent.wait(8)  # its call to the store would take ten
+        agent.wait(30)  # its call to the store would take a minute
         assert notify.count("EXTEND_TIMEOUT_USEC=") == 1
 
 
