@@ -17,8 +17,8 @@ from spotckpt.deadline import Clock
 from spotckpt.errors import AddressError, AgentError, UsageError
 from spotckpt.notices.notice import AFTERMATH_S, Notice
 from spotckpt.snapshot.attempts import ensure_run, take
+from spotckpt.snapshot.open import open_run_store
 from spotckpt.snapshot.records import Claim, Holder, RunRecord
-from spotckpt.store.open import open_store
 
 _LOG = logging.getLogger(__name__)
 
@@ -216,7 +216,9 @@ class _Porch:
 
     def claim(self) -> Run:
         request = self.request
-        store = open_store(request.uri, environment=request.environment, call_timeout_s=request.settings.call_timeout_s)
+        store = open_run_store(
+            request.uri, environment=request.environment, call_timeout_s=request.settings.call_timeout_s
+        )
         record = ensure_run(store)
         holder = self.house.holder(self.trainer)
 

@@ -26,9 +26,9 @@ from spotckpt.notices.notice import Notice
 from spotckpt.redact import redacted
 from spotckpt.snapshot.attempts import write_base
 from spotckpt.snapshot.losses import Lost
+from spotckpt.snapshot.open import open_run_store
 from spotckpt.snapshot.records import Base, Holder
 from spotckpt.store.base import Store
-from spotckpt.store.open import open_store
 
 _LOG = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class Run:
 
     def _open_store(self, environment: Mapping[str, str] | None, sent: Callable[[int], None] | None = None) -> Store:
         token = self.token
-        return open_store(
+        return open_run_store(
             self.uri,
             environment=environment,
             call_timeout_s=token.call_timeout_s,

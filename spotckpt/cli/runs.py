@@ -16,10 +16,10 @@ from spotckpt.snapshot.choose import choose
 from spotckpt.snapshot.fetch import evaluated_of, read_manifests
 from spotckpt.snapshot.keys import SnapshotId, manifest_key
 from spotckpt.snapshot.manifest import Manifest
+from spotckpt.snapshot.open import WithAncestors, open_run_store
 from spotckpt.snapshot.pins import read_pins
 from spotckpt.snapshot.records import RunRecord
 from spotckpt.store.base import Store
-from spotckpt.store.open import open_store
 
 LIVE_WITHIN_S = 60.0
 """A heartbeat younger than this, by this machine's clock, is shown as live; takeovers never ask it."""
@@ -29,7 +29,7 @@ LIVE_WITHIN_S = 60.0
 class Run:
     """A run that was read: its store, its records, and its snapshots' ids in order."""
 
-    store: Store
+    store: WithAncestors
     catalog: Catalog
 
     @property
@@ -60,7 +60,7 @@ def open_run(uri: str, *, timeout_s: float, everything: bool = False) -> Iterato
     Raises:
         NotFound: there is no run.
     """
-    with closing(open_store(uri, call_timeout_s=timeout_s)) as store:
+    with closing(open_run_store(uri, call_timeout_s=timeout_s)) as store:
         catalog = read_catalog(store, everything=everything)
         if catalog.run is None and not catalog.problems and not catalog.highest and not catalog.snapshots:
             raise NotFound("read", f"{uri}/run.json", "there is no run here", hint="check the address")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import click
@@ -54,7 +52,7 @@ def verify(address: str, timeout_s: float, as_json: bool) -> None:
 def _check(run: Run, ids: Sequence[SnapshotId]) -> list[Finding]:
     manifests = fetch.read_manifests(run.store, ids, run_id=run.run_id)
     total = sum(one.data_bytes for one in manifests.values() if isinstance(one, Manifest))
-    with _progress(total) as advance:
+    with output.progress("checking", total) as advance:
         return [_check_one(run, one, advance) for one in ids]
 
 
@@ -65,20 +63,6 @@ def _check_one(run: Run, one: SnapshotId, advance: Callable[[int], None]) -> Fin
         return Finding(str(one), errors=(error,))
     errors = tuple(Corrupt(problem, hint="restore another snapshot") for problem in dict.fromkeys(found.problems))
     return Finding(str(one), found.tensors, found.read_bytes, errors)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = ("checking", BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=output.console(sys.stderr), transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 def _document(uri: str, findings: Sequence[Finding], errors: Sequence[SnapshotError]) -> dict[str, object]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.errors import AlreadyExists, Corrupt, LimitExceeded, NotFound
-from spotckpt.snapshot.catalog import highest_attempt, read_claim, read_run
+from spotckpt.snapshot.catalog import highest_attempt, read_claim, read_run, require_complete
 from spotckpt.snapshot.keys import RUN_KEY, base_key, claim_key, heartbeat_key
 from spotckpt.snapshot.records import MAX_RECORD_BYTES, Base, Claim, Heartbeat, Holder, RunRecord, new_nonce
 from spotckpt.snapshot.save import is_superseded
@@ -44,6 +44,7 @@ def ensure_run(store: Store, *, clock: Clock = SYSTEM_CLOCK, tags: Mapping[str, 
 
     Raises:
         ConditionsIgnored: the store does not honour put-if-absent.
+        NothingRestorable: it is a fork that was not completed.
     """
     record = read_run(store)
     if record is None:
@@ -51,7 +52,9 @@ def ensure_run(store: Store, *, clock: Clock = SYSTEM_CLOCK, tags: Mapping[str, 
             store.put_if_absent(RUN_KEY, _new_run(clock, tags).to_bytes())
     data = store.read(RUN_KEY, limit_bytes=MAX_RECORD_BYTES)
     require_conditions(store, RUN_KEY, data)
-    return RunRecord.from_bytes(data)
+    record = RunRecord.from_bytes(data)
+    require_complete(store, record)
+    return record
 
 
 def _new_run(clock: Clock, tags: Mapping[str, Any] | None) -> RunRecord:

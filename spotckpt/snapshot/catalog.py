@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from spotckpt.deadline import Deadline
-from spotckpt.errors import Corrupt, LimitExceeded, NotFound, SnapshotError
+from spotckpt.errors import Corrupt, LimitExceeded, NotFound, NothingRestorable, SnapshotError
 from spotckpt.snapshot.keys import (
     ATTEMPTS_PREFIX,
     RUN_KEY,
@@ -27,6 +27,8 @@ from spotckpt.snapshot.records import MAX_RECORD_BYTES, Base, Claim, Heartbeat, 
 from spotckpt.store.base import Store
 
 R = TypeVar("R")
+
+FIRST_ATTEMPT = 1
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def read_catalog(store: Store, *, before: int | None = None, everything: bool = 
         everything: read all records at once, for who shows them.
 
     Raises:
+        NothingRestorable: it is a fork that was not completed.
         FutureFormat: a record of a newer version; so does asking the catalog for one.
         StoreError: a request failed.
     """
@@ -97,6 +100,8 @@ def read_catalog(store: Store, *, before: int | None = None, everything: bool = 
     named = {beat.last_id for beat in records.heartbeats.known.values() if beat.last_id}
     if not named <= snapshots.ids:
         snapshots.look()
+    if records.run is not None and records.run.forked_from and FIRST_ATTEMPT not in attempts.of_kind("claim"):
+        require_complete(store, records.run)
     lost = {one for one in named - snapshots.ids if not store.exists(manifest_key(one))}
     pruned = Listed(lambda: _Listing(store, TOMBSTONES_PREFIX, again=False).tombstones)
     return Catalog(
@@ -219,6 +224,20 @@ def highest_attempt(store: Store) -> int:
 def read_run(store: Store, *, deadline: Deadline | None = None) -> RunRecord | None:
     """`run.json`, or None if the run does not exist. Raises as `RunRecord.from_bytes` does."""
     return _read(store, RUN_KEY, RunRecord.from_bytes, deadline)
+
+
+def require_complete(store: Store, run: RunRecord, *, deadline: Deadline | None = None) -> None:
+    """A fork is nothing before it is complete, which its last object tells: the claim of its first attempt.
+
+    Raises:
+        NothingRestorable: it is not.
+    """
+    if run.forked_from and not store.exists(claim_key(FIRST_ATTEMPT), deadline=deadline):
+        parent = run.forked_from[0]
+        raise NothingRestorable(
+            f"{store.uri} is a fork of {parent.uri}@{parent.snapshot} that was not completed",
+            hint="wait, or run the same spotckpt fork again, which goes on with it",
+        )
 
 
 def read_heartbeat(store: Store, attempt: int, *, deadline: Deadline | None = None) -> Heartbeat | None:

@@ -16,7 +16,7 @@ from spotckpt.snapshot.fields import (
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.metrics import Best
 
-Reason = Literal["periodic", "notice", "manual", "best", "final"]
+Reason = Literal["periodic", "notice", "manual", "best", "final", "fork"]
 REASONS: tuple[str, ...] = get_args(Reason)
 
 

@@ -26,7 +26,7 @@ from spotckpt.snapshot.lazy import in_parallel
 from spotckpt.snapshot.manifest import MAX_MANIFEST_BYTES, Manifest
 from spotckpt.snapshot.pack import read_header
 from spotckpt.snapshot.part import MAX_PART_BYTES, Part
-from spotckpt.snapshot.records import MAX_RECORD_BYTES, Tombstone
+from spotckpt.snapshot.records import MAX_TOMBSTONE_BYTES, Tombstone
 from spotckpt.store.base import Progress, Store
 
 T = TypeVar("T")
@@ -58,16 +58,23 @@ def read_manifest(
 
 
 def _missing(store: Store, snapshot: SnapshotId, deadline: Deadline | None) -> SnapshotError:
-    key = tombstone_key(snapshot)
-    try:
-        found = Tombstone.from_bytes(store.read(key, limit_bytes=MAX_RECORD_BYTES, deadline=deadline), key=key)
-    except NotFound:
+    found = read_tombstone(store, snapshot, deadline=deadline)
+    if found is None:
         return Corrupt(f"{manifest_key(snapshot)} is missing", hint=OLDER)
     day = datetime.fromtimestamp(found.time, timezone.utc)
     return Pruned(
         f"snapshot {snapshot} was pruned on {day:%Y-%m-%d %H:%M} UTC ({found.why})",
         hint="spotckpt ls shows what was kept; spotckpt pin keeps a snapshot",
     )
+
+
+def read_tombstone(store: Store, snapshot: SnapshotId, *, deadline: Deadline | None = None) -> Tombstone | None:
+    """The record that the snapshot was pruned, or None. Raises as `Tombstone.from_bytes` does."""
+    key = tombstone_key(snapshot)
+    try:
+        return Tombstone.from_bytes(store.read(key, limit_bytes=MAX_TOMBSTONE_BYTES, deadline=deadline), key=key)
+    except NotFound:
+        return None
 
 
 def read_manifests(

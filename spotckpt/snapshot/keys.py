@@ -21,6 +21,7 @@ SNAPSHOTS_PREFIX = "snapshots/"
 PACKS_PREFIX = "packs/"
 PINS_PREFIX = "pins/"
 TOMBSTONES_PREFIX = "pruned/"
+SHARED_PREFIX = "forks/"
 
 _SNAPSHOT = r"a(?P<a>[0-9]{4,18})-n(?P<n>[0-9]{6,18})-s(?P<s>[0-9]{8,18})-(?P<nonce>[0-9a-f]{8})"
 _ID = re.compile(_SNAPSHOT)
@@ -28,6 +29,7 @@ _ATTEMPT_KEY = re.compile(r"attempts/(?P<number>[0-9]{4,18})(?P<what>|\.base|\.h
 _MANIFEST_KEY = re.compile(rf"snapshots/(?P<id>{_SNAPSHOT})\.json")
 _TOMBSTONE_KEY = re.compile(rf"pruned/(?P<id>{_SNAPSHOT})\.json")
 _PACK_KEY = re.compile(rf"packs/(?P<id>{_SNAPSHOT})/rank-(?P<rank>[0-9]{{5}})\.(?P<what>safetensors|json)")
+_SHARED_KEY = re.compile(r"forks/(?P<run>[0-9a-f]{16})/(?P<key>packs/.+)")
 _PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -124,6 +126,17 @@ def pin_key(name: str) -> str:
     if not _PIN_NAME.fullmatch(name):
         raise AddressError(f"pin name {name!r} cannot be a key", hint="use letters, digits, '.', '_' and '-'")
     return f"pins/{name}.json"
+
+
+def shared_key(run_id: str, key: str) -> str:
+    """What a fork calls an object that lies in the run of that id, from which it descends; one of others stays so."""
+    return key if key.startswith(SHARED_PREFIX) else f"{SHARED_PREFIX}{run_id}/{key}"
+
+
+def split_shared(key: str) -> tuple[str, str]:
+    """The id of the run that the object lies in, empty for the run itself, and its key there, which is not checked."""
+    match = _SHARED_KEY.fullmatch(key)
+    return (match["run"], match["key"]) if match else ("", key)
 
 
 def parse_key(key: str) -> Key | None:

@@ -6,12 +6,14 @@ the manifest can check everything else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from spotckpt.snapshot.envelope import unwrap, wrap
 from spotckpt.snapshot.facts import Facts, facts_from
 from spotckpt.snapshot.fields import Fields
-from spotckpt.snapshot.keys import SnapshotId, manifest_key, parse_key
+from spotckpt.snapshot.keys import SnapshotId, manifest_key, parse_key, split_shared
 from spotckpt.snapshot.losses import Lost
 
 MAX_MANIFEST_BYTES = 1 << 20
@@ -57,7 +59,7 @@ class PackRef:
 
 def _key(fields: Fields, kind: str) -> str:
     key = fields.text("key")
-    parsed = parse_key(key)
+    parsed = parse_key(split_shared(key)[1])
     if parsed is None or parsed.kind != kind:
         raise fields.corrupt(f"{key!r} is not the key of a {kind}")
     return key
@@ -75,6 +77,7 @@ class Manifest(Facts):
         parts: of each rank.
         packs: every pack that a part uses.
         uploaded_bytes: bytes sent for it.
+        overrides: of a fork's first snapshot, arguments that have another value there than when it was captured.
         lost: what the interruption before this attempt cost; None if there was none, or that is not known.
     """
 
@@ -86,6 +89,13 @@ class Manifest(Facts):
     packs: tuple[PackRef, ...]
     uploaded_bytes: int = 0
     lost: Lost | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def objects(self) -> Iterator[tuple[str, int]]:
+        """Key and length of everything that it is made of."""
+        yield from ((part.key, part.length) for part in self.parts)
+        yield from ((pack.key, pack.length) for pack in self.packs)
 
     def to_bytes(self) -> bytes:
         """The object's bytes."""
@@ -99,6 +109,7 @@ class Manifest(Facts):
                 "lost": None if self.lost is None else self.lost.to_json(),
                 "parts": [vars(part) for part in self.parts],
                 "packs": [vars(pack) for pack in self.packs],
+                **({"overrides": dict(self.overrides)} if self.overrides else {}),
                 **self.facts_to_json(),
             },
             limit_bytes=MAX_MANIFEST_BYTES,
@@ -118,6 +129,7 @@ class Manifest(Facts):
             packs=fields.each("packs", PackRef.from_fields),
             uploaded_bytes=fields.count("uploaded_bytes"),
             lost=None if lost is None else Lost.from_fields(Fields(lost, key)),
+            overrides=fields.mapping("overrides") if "overrides" in fields.body else {},
             **facts_from(fields, snapshot),
         )
         manifest._check(fields)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from spotckpt.errors import LimitExceeded
 from spotckpt.snapshot.envelope import unwrap, wrap
 from spotckpt.snapshot.fields import MAX_INT, Fields
-from spotckpt.snapshot.keys import SnapshotId, parse_key, part_key
+from spotckpt.snapshot.keys import SnapshotId, parse_key, part_key, split_shared
 from spotckpt.snapshot.pack import ITEM_BYTES, MAX_TENSORS, TensorSpec, kinds_of, size_bytes
 
 MAX_PART_BYTES = 256 << 20
@@ -115,7 +115,7 @@ class Part:
 
 def _check_packs(packs: Iterable[str], fields: Fields) -> None:
     for pack in packs:
-        found = parse_key(pack)
+        found = parse_key(split_shared(pack)[1])
         if found is None or found.kind != "pack":
             raise fields.corrupt(f"{pack!r} is not the key of a pack")
 

@@ -15,8 +15,8 @@ from spotckpt.snapshot.records import MAX_RECORD_BYTES, Pin
 from spotckpt.store.base import Store
 
 
-def pin(store: Store, name: str, snapshot: SnapshotId, *, clock: Clock = SYSTEM_CLOCK) -> None:
-    """Holds a snapshot under that name; holding the same again is no error.
+def pin(store: Store, name: str, snapshot: SnapshotId, *, fork: str = "", clock: Clock = SYSTEM_CLOCK) -> None:
+    """Holds a snapshot under that name, for the fork that is there; holding the same again is no error.
 
     Raises:
         AlreadyExists: the name holds another.
@@ -24,7 +24,7 @@ def pin(store: Store, name: str, snapshot: SnapshotId, *, clock: Clock = SYSTEM_
     """
     key = pin_key(name)
     try:
-        store.put_if_absent(key, Pin(name, str(snapshot), clock.wall()).to_bytes())
+        store.put_if_absent(key, Pin(name, str(snapshot), clock.wall(), fork=fork).to_bytes())
     except AlreadyExists as error:
         held = _read(store, name).id
         if held != snapshot:

@@ -16,10 +16,10 @@ from spotckpt.config import Keep
 from spotckpt.deadline import SYSTEM_CLOCK, Clock
 from spotckpt.errors import Corrupt, NotFound, Pruned, SnapshotError, StoreError
 from spotckpt.snapshot.catalog import read_catalog
-from spotckpt.snapshot.fetch import read_manifests
+from spotckpt.snapshot.fetch import read_manifests, read_tombstone
 from spotckpt.snapshot.keys import PACKS_PREFIX, SnapshotId, manifest_key, parse_key, tombstone_key
 from spotckpt.snapshot.lazy import in_parallel
-from spotckpt.snapshot.manifest import MAX_MANIFEST_BYTES
+from spotckpt.snapshot.manifest import MAX_MANIFEST_BYTES, Manifest
 from spotckpt.snapshot.pins import read_pins
 from spotckpt.snapshot.records import Tombstone
 from spotckpt.snapshot.retention import Header, Plan, Seen, loose, needed, plan, stale, unnamed
@@ -113,11 +113,11 @@ def prune(
         SnapshotError: as `look` does; nothing was deleted.
     """
     known = {} if known is None else known
-    seen = look(store, known)
+    seen = _look_and_mend(store, known)
     pruning = Pruning(plan(seen, policy, abandoned=abandoned))
     if pruning.plan.drop:
         kept = _delete_manifests(store, pruning.plan.drop, may_delete, clock)
-        seen = look(store, known)
+        seen = _look_and_mend(store, known)
         if back := needed(seen) & kept.keys():
             _put_back(store, back, kept)
             pruning.plan = _without(pruning.plan, back)
@@ -141,16 +141,42 @@ def _delete_manifests(
     store.delete([tombstone_key(next(iter(drop)))])  # nothing is there: asks whether deleting is allowed at all
 
     def condemn(snapshot: SnapshotId) -> bytes:
-        record = Tombstone(str(snapshot), clock.wall(), drop[snapshot])
-        store.put(tombstone_key(snapshot), [record.to_bytes()])
         try:
-            return store.read(manifest_key(snapshot), limit_bytes=MAX_MANIFEST_BYTES)
+            data = store.read(manifest_key(snapshot), limit_bytes=MAX_MANIFEST_BYTES)
         except NotFound:
             return b""  # another pruning was faster
+        record = Tombstone(str(snapshot), clock.wall(), drop[snapshot], data.decode())
+        store.put(tombstone_key(snapshot), [record.to_bytes()])
+        return data
 
     kept = dict(zip(drop, in_parallel(condemn, drop), strict=True))
     _delete(store, map(manifest_key, drop), may_delete)
     return {snapshot: data for snapshot, data in kept.items() if data}
+
+
+def _look_and_mend(store: Store, known: Known) -> Seen:
+    """`look`, and puts back what a pruning that was killed should have: what somebody began to need meanwhile."""
+    seen = look(store, known)
+    lost = [one for one in needed(seen) - seen.headers.keys() if one in seen.catalog.pruned]
+    mended = [_mend(store, one) for one in lost]
+    return look(store, known) if any(mended) else seen
+
+
+def _mend(store: Store, snapshot: SnapshotId) -> bool:
+    """Whether all that its manifest names is still there, so that it could be put back."""
+    tombstone = read_tombstone(store, snapshot)
+    if tombstone is None:
+        return False
+    key, data = manifest_key(snapshot), tombstone.manifest.encode()
+    manifest = Manifest.from_bytes(data, key=key)
+    for name, length in manifest.objects:
+        try:
+            if store.stat(name).size_bytes != length:
+                return False
+        except NotFound:
+            return False
+    _put_back(store, [snapshot], {snapshot: data})
+    return True
 
 
 def _put_back(store: Store, wanted: Iterable[SnapshotId], kept: Mapping[SnapshotId, bytes]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from spotckpt.snapshot.descent import Ancestor
 from spotckpt.snapshot.envelope import unwrap, wrap
 from spotckpt.snapshot.fields import Fields
 from spotckpt.snapshot.keys import (
@@ -20,6 +21,8 @@ from spotckpt.snapshot.keys import (
 from spotckpt.snapshot.losses import Reached
 
 MAX_RECORD_BYTES = 64 * 1024
+MAX_TOMBSTONE_BYTES = 4 << 20
+"""It holds a manifest, as a string."""
 
 
 def new_nonce() -> str:
@@ -35,25 +38,38 @@ class RunRecord:
         run_id: 16 hex digits; every manifest repeats it.
         created: seconds since the epoch by the writer's clock, for showing.
         tags: whatever the user put there.
+        forked_from: of a fork, the run that it began with a snapshot of, then that one's own ancestors.
+        forked_as: the id that this snapshot has here; None if the run is no fork.
+        overrides: arguments of the train function that have another value in this run, whatever its caller says.
     """
 
     run_id: str
     created: float
     nonce: str = field(default_factory=new_nonce)
     tags: Mapping[str, Any] = field(default_factory=dict)
+    forked_from: tuple[Ancestor, ...] = ()
+    forked_as: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """The object's bytes."""
-        return wrap(
-            {"run_id": self.run_id, "created": self.created, "nonce": self.nonce, "tags": dict(self.tags)},
-            limit_bytes=MAX_RECORD_BYTES,
-        )
+        fork = {
+            "forked_from": [one.to_json() for one in self.forked_from],
+            "forked_as": self.forked_as,
+            "overrides": dict(self.overrides),
+        }
+        plain = {"run_id": self.run_id, "created": self.created, "nonce": self.nonce, "tags": dict(self.tags)}
+        return wrap({**plain, **(fork if self.forked_from else {})}, limit_bytes=MAX_RECORD_BYTES)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, key: str = RUN_KEY) -> RunRecord:
         """Reads the object. Raises as `unwrap` does."""
         fields = Fields(unwrap(data, key=key, limit_bytes=MAX_RECORD_BYTES), key)
-        return cls(fields.text("run_id"), fields.seconds("created"), fields.text("nonce"), fields.mapping("tags"))
+        plain = fields.text("run_id"), fields.seconds("created"), fields.text("nonce"), fields.mapping("tags")
+        if "forked_from" not in fields.body:
+            return cls(*plain)
+        forked_from = fields.each("forked_from", Ancestor.from_fields)
+        return cls(*plain, forked_from, str(fields.snapshot("forked_as")), fields.mapping("overrides"))
 
 
 @dataclass(frozen=True)
@@ -284,12 +300,14 @@ class Pin:
         snapshot: what it holds.
         created: seconds since the epoch by the writer's clock, for showing.
         nonce: tells our own pin, landed without an answer, from another's.
+        fork: where the run is that was forked from it, without secrets; empty if somebody pinned it by hand.
     """
 
     name: str
     snapshot: str
     created: float
     nonce: str = field(default_factory=new_nonce)
+    fork: str = ""
 
     @property
     def id(self) -> SnapshotId:
@@ -305,7 +323,11 @@ class Pin:
         """Reads the object at `key`. Raises as `unwrap` does, and Corrupt if it belongs at another key."""
         fields = Fields(unwrap(data, key=key, limit_bytes=MAX_RECORD_BYTES), key)
         pin = cls(
-            fields.text("name"), str(fields.snapshot("snapshot")), fields.seconds("created"), fields.text("nonce")
+            fields.text("name"),
+            str(fields.snapshot("snapshot")),
+            fields.seconds("created"),
+            fields.text("nonce"),
+            fields.text("fork") if "fork" in fields.body else "",
         )
         if f"pins/{pin.name}.json" != key:
             raise fields.corrupt(f"it is the pin {pin.name!r}")
@@ -322,21 +344,24 @@ class Tombstone:
         snapshot: what was pruned.
         time: seconds since the epoch by the writer's clock, for showing.
         why: for showing.
+        manifest: the text of its manifest: if somebody began to need it, and the pruning was killed before it could put
+            it back, the next one does.
     """
 
     snapshot: str
     time: float
     why: str
+    manifest: str
 
     def to_bytes(self) -> bytes:
         """The object's bytes."""
-        return wrap(asdict(self), limit_bytes=MAX_RECORD_BYTES)
+        return wrap(asdict(self), limit_bytes=MAX_TOMBSTONE_BYTES)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, key: str) -> Tombstone:
         """Reads the object at `key`. Raises as `unwrap` does, and Corrupt if it belongs at another key."""
-        fields = Fields(unwrap(data, key=key, limit_bytes=MAX_RECORD_BYTES), key)
+        fields = Fields(unwrap(data, key=key, limit_bytes=MAX_TOMBSTONE_BYTES), key)
         snapshot = fields.snapshot("snapshot")
         if tombstone_key(snapshot) != key:
             raise fields.corrupt(f"it is the tombstone of {snapshot}")
-        return cls(str(snapshot), fields.seconds("time"), fields.text("why"))
+        return cls(str(snapshot), fields.seconds("time"), fields.text("why"), fields.text("manifest"))

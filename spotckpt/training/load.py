@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spotckpt.errors import UsageError
-from spotckpt.store.open import open_store
+from spotckpt.snapshot.open import open_run_store
 from spotckpt.training.fetching import fetch
 from spotckpt.training.filling import Filling
 from spotckpt.training.request import parse_address
@@ -32,7 +32,7 @@ def load(uri: str, *, only: str | Sequence[str] | None = None, map_location: Map
     names = None if only is None else {only} if isinstance(only, str) else set(only)
     address = parse_address(uri)
     with global_random_kept():
-        store = open_store(address.uri)
+        store = open_run_store(address.uri)
         snapshot, _ = find(store, address)
         saved = fetch(
             store,

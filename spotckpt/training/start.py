@@ -23,9 +23,9 @@ from spotckpt.snapshot.choose import Choice, choose
 from spotckpt.snapshot.fetch import evaluated_of, pick, read_manifest
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import Manifest
+from spotckpt.snapshot.open import open_run_store
 from spotckpt.snapshot.part import Part
 from spotckpt.store.base import Store
-from spotckpt.store.open import open_store
 from spotckpt.training.arguments import changed, describe
 from spotckpt.training.environment import describe_environment
 from spotckpt.training.fetching import Saved, fetch
@@ -104,7 +104,7 @@ def begin(request: Request) -> Beginning:
         say("disabled by SPOTCKPT_DISABLED: the training runs plainly and nothing is saved")
         return beginning
     with global_random_kept():
-        store = open_store(address.uri, call_timeout_s=request.settings.call_timeout_s)
+        store = open_run_store(address.uri, call_timeout_s=request.settings.call_timeout_s)
         beginning.saved = _finished_snapshot(store, beginning, address)
         if beginning.saved is not None:
             beginning.finished = True
@@ -125,7 +125,7 @@ def claim_finished(beginning: Beginning) -> None:
     address, restored = beginning.request.address, beginning.saved
     assert address is not None and restored is not None
     with global_random_kept():
-        store = open_store(address.uri, call_timeout_s=beginning.request.settings.call_timeout_s)
+        store = open_run_store(address.uri, call_timeout_s=beginning.request.settings.call_timeout_s)
         _claim(store, beginning, address, go_on=True)
         if beginning.saved is None or beginning.saved.id != restored.id:
             give_up(beginning)
@@ -145,7 +145,7 @@ def fall_back(beginning: Beginning, error: SpotckptError) -> Saved:
     assert address is not None and damaged is not None
     beginning.damaged[damaged.id] = error
     with global_random_kept():
-        store = open_store(address.uri, call_timeout_s=beginning.request.settings.call_timeout_s)
+        store = open_run_store(address.uri, call_timeout_s=beginning.request.settings.call_timeout_s)
         if beginning.session is None:
             beginning.finished = False
             _claim(store, beginning, address)
@@ -176,7 +176,7 @@ def record_base(beginning: Beginning) -> None:
             skipped=choice.skipped(saved.id if saved else None),
         )
         if saved is not None:
-            _read_again(open_store(address.uri, call_timeout_s=beginning.request.settings.call_timeout_s), saved)
+            _read_again(open_run_store(address.uri, call_timeout_s=beginning.request.settings.call_timeout_s), saved)
             beginning.saved = saved.without_own()
 
 
@@ -284,7 +284,7 @@ def _read_again(store: Store, saved: Saved) -> None:
 
 def _fetch_initial(address: Address, call_timeout_s: float) -> Saved:
     """The weights of another run, by its own selector; its optimizer states and the like are not downloaded."""
-    store = open_store(address.uri, call_timeout_s=call_timeout_s)
+    store = open_run_store(address.uri, call_timeout_s=call_timeout_s)
     snapshot, _ = find(store, address)
     return fetch(store, snapshot, wanted=lambda name, tree: tree.get("kind") == "module", own=lambda name: False)
 
