@@ -138,7 +138,9 @@ def _delete_manifests(
 ) -> dict[SnapshotId, bytes]:
     """Returns what was deleted, to be put back if need be."""
     may_delete()
-    store.delete([tombstone_key(next(iter(drop)))])  # nothing is there: asks whether deleting is allowed at all
+    one = next(iter(drop))
+    nobody = SnapshotId.new(one.attempt, one.sequence, one.step)
+    store.delete([tombstone_key(nobody)])  # nothing is there: asks whether deleting is allowed at all
 
     def condemn(snapshot: SnapshotId) -> bytes:
         try:
