@@ -44,7 +44,12 @@ def agent_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  spotckpt agent --spool-quota 20GB --upload-limit 50MB/s
+"""
+)
 @agent_options
 @click.option("--stop-grace", type=float, default=90.0, show_default=True, help="Seconds for uploads after SIGTERM.")
 @output.log_format_option
@@ -98,7 +103,12 @@ def agent(
     os._exit(ended)  # a thread that waits for a store that does not answer must not keep an agent that has finished
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  spotckpt status
+"""
+)
 @_runtime_dir
 @output.json_option
 def status(runtime_dir: Path | None, as_json: bool) -> None:
@@ -122,7 +132,13 @@ def status(runtime_dir: Path | None, as_json: bool) -> None:
         output.emit_line("no run is open")
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Examples:
+  spotckpt notify terminate --in 120
+  spotckpt notify --clear
+"""
+)
 @click.argument("action", type=click.Choice(["terminate", "stop", "hibernate", "rebalance"]), default="terminate")
 @click.option(
     "--in", "in_s", type=click.FloatRange(min=0), help="Seconds until the machine goes; unknown if not given."

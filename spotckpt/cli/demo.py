@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  spotckpt demo --seed 7
+"""
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 2), default=1, show_default=True, help="Seed of the training.")
 @click.option(
     "--keep",

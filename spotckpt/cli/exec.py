@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from spotckpt.agent.log import LogFormat
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
+@click.command(
+    epilog="""\b
+Example:
+  spotckpt exec --restarts 3 -- python train.py --resume s3://bucket/run
+""",
+    context_settings={"allow_interspersed_args": False},
+)
 @click.option(
     "--restarts",
     type=click.IntRange(min=0),

@@ -13,7 +13,12 @@ from spotckpt.cli import output
 from spotckpt.cli.runs import AttemptRow, Overview, SnapshotRow, address_of_run, read_overview
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  spotckpt ls s3://bucket/run
+"""
+)
 @click.argument("uri")
 @click.option("--last", type=click.IntRange(min=1), default=50, show_default=True, help="Show this many snapshots.")
 @output.timeout_option

@@ -37,13 +37,14 @@ VERBS = {
     "notify": _Verb("spotckpt.cli.agent", "Tell the agent by hand that the machine will go."),
     "agent": _Verb("spotckpt.cli.agent", "Run the agent in the foreground."),
     "exec": _Verb("spotckpt.cli.exec", "Run a command beside an agent, in one process tree."),
+    "doctor": _Verb("spotckpt.cli.doctor", "Measure whether a snapshot fits into a spot notice here."),
     "demo": _Verb("spotckpt.cli.demo", "Interrupt a real training three ways and prove that nothing is lost."),
 }
 
 _EPILOG = """\b
 Exit statuses:
   0   done
-  1   the demo found a difference
+  1   the demo found a difference, the doctor what does not fit
   10  bad address or selector      11  bad setting or environment value
   20  the store failed             21  no such object
   23  no such bucket               24  denied

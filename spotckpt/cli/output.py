@@ -14,6 +14,7 @@ import click
 from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 WIDTH = 100
 """Of text; a table may be wider."""
@@ -124,6 +125,16 @@ def progress(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console(sys.stderr), transient=True) as bar:
         task = bar.add_task("", total=total_bytes)
         yield lambda count: bar.advance(task, count)
+
+
+def folded(columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str], *, fold: str) -> Table:
+    """A table of short cells and one column of sentences, which are folded; the last cell of a row has its style."""
+    made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold cyan")
+    for name in columns:
+        made.add_column(name, no_wrap=name != fold, overflow="fold")
+    for row, style in zip(rows, styles, strict=True):
+        made.add_row(*(escape(cell) for cell in row[:-1]), Text(row[-1], style))
+    return made
 
 
 def size(num_bytes: int | float) -> str:

@@ -19,7 +19,12 @@ from spotckpt.snapshot.prune import prune as prune_run
 from spotckpt.store.base import Store
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  spotckpt prune s3://bucket/run --keep-last 5 --keep-best valid/top1:max:3 --dry-run
+"""
+)
 @click.argument("uri")
 @click.option("--keep-last", type=click.IntRange(min=1), metavar="N", help="Keep the newest N.")
 @click.option("--keep-every", multiple=True, metavar="STRETCH", help="Keep the first of each '1000 steps' or '6h'.")
@@ -56,14 +61,19 @@ def prune(
         click.echo(f"spotckpt: {note}", err=True)
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  spotckpt pin s3://bucket/run@step=1200 baseline
+"""
+)
 @click.argument("uri")
 @click.argument("name")
 @output.timeout_option
 def pin(uri: str, name: str, timeout_s: float) -> None:
     """Keep a snapshot under a name, whatever is pruned.
 
-    Without a selector it is the newest: spotckpt pin s3://bucket/run@step=1200 baseline
+    URI is that of a run, or URI@SELECTOR; without a selector it is the newest snapshot.
     """
     pin_key(name)
     address = Address.parse(uri)
@@ -73,7 +83,12 @@ def pin(uri: str, name: str, timeout_s: float) -> None:
     output.emit_line(f"{snapshot} is pinned as {name}")
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  spotckpt unpin s3://bucket/run baseline
+"""
+)
 @click.argument("uri")
 @click.argument("name")
 @output.timeout_option

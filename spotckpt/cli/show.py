@@ -25,7 +25,13 @@ _LINEAGE_SHOWN = 5
 _LONGEST_VALUE = 200
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Examples:
+  spotckpt show s3://bucket/run
+  spotckpt show s3://bucket/run@step=1200 --json
+"""
+)
 @click.argument("address")
 @output.timeout_option
 @output.json_option

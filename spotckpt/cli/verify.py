@@ -26,7 +26,12 @@ class Finding:
     errors: tuple[SnapshotError, ...] = ()
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  spotckpt verify s3://bucket/run
+"""
+)
 @click.argument("address")
 @output.timeout_option
 @output.json_option

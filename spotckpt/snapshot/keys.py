@@ -13,7 +13,7 @@ from typing import Literal
 
 from spotckpt.errors import AddressError
 
-KeyKind = Literal["run", "claim", "base", "heartbeat", "pack", "part", "manifest", "pin", "tombstone"]
+KeyKind = Literal["run", "claim", "base", "heartbeat", "pack", "part", "manifest", "pin", "tombstone", "probe"]
 
 RUN_KEY = "run.json"
 ATTEMPTS_PREFIX = "attempts/"
@@ -22,6 +22,7 @@ PACKS_PREFIX = "packs/"
 PINS_PREFIX = "pins/"
 TOMBSTONES_PREFIX = "pruned/"
 SHARED_PREFIX = "forks/"
+PROBES_PREFIX = "doctor/"
 
 _SNAPSHOT = r"a(?P<a>[0-9]{4,18})-n(?P<n>[0-9]{6,18})-s(?P<s>[0-9]{8,18})-(?P<nonce>[0-9a-f]{8})"
 _ID = re.compile(_SNAPSHOT)
@@ -30,6 +31,7 @@ _MANIFEST_KEY = re.compile(rf"snapshots/(?P<id>{_SNAPSHOT})\.json")
 _TOMBSTONE_KEY = re.compile(rf"pruned/(?P<id>{_SNAPSHOT})\.json")
 _PACK_KEY = re.compile(rf"packs/(?P<id>{_SNAPSHOT})/rank-(?P<rank>[0-9]{{5}})\.(?P<what>safetensors|json)")
 _SHARED_KEY = re.compile(r"forks/(?P<run>[0-9a-f]{16})/(?P<key>packs/.+)")
+_PROBE_KEY = re.compile(r"doctor/[0-9a-f]{16}\.bin")
 _PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -139,10 +141,17 @@ def split_shared(key: str) -> tuple[str, str]:
     return (match["run"], match["key"]) if match else ("", key)
 
 
+def probe_key(nonce: str) -> str:
+    """What `spotckpt doctor` writes, measures with and deletes; `nonce` is 16 hex digits."""
+    return f"doctor/{nonce}.bin"
+
+
 def parse_key(key: str) -> Key | None:
     """What a key from a listing or a record names, or None if it is outside the grammar."""
     if key == RUN_KEY:
         return Key("run")
+    if _PROBE_KEY.fullmatch(key):
+        return Key("probe")
     return (
         _parse_attempt(key)
         or _parse_of_snapshot(key, _MANIFEST_KEY, "manifest")

@@ -17,12 +17,12 @@ from spotckpt.deadline import SYSTEM_CLOCK, Clock
 from spotckpt.errors import Corrupt, NotFound, Pruned, SnapshotError, StoreError
 from spotckpt.snapshot.catalog import read_catalog
 from spotckpt.snapshot.fetch import read_manifests, read_tombstone
-from spotckpt.snapshot.keys import PACKS_PREFIX, SnapshotId, manifest_key, parse_key, tombstone_key
+from spotckpt.snapshot.keys import PACKS_PREFIX, PROBES_PREFIX, SnapshotId, manifest_key, parse_key, tombstone_key
 from spotckpt.snapshot.lazy import in_parallel
 from spotckpt.snapshot.manifest import MAX_MANIFEST_BYTES, Manifest
 from spotckpt.snapshot.pins import read_pins
 from spotckpt.snapshot.records import Tombstone
-from spotckpt.snapshot.retention import Header, Plan, Seen, loose, needed, plan, stale, unnamed
+from spotckpt.snapshot.retention import Header, Plan, Seen, forgotten, loose, needed, plan, stale, unnamed
 from spotckpt.store.base import Stat, Store, Unfinished
 
 Known = dict[SnapshotId, Header]
@@ -197,7 +197,9 @@ def _find_loose(store: Store, seen: Seen, pruning: Pruning, *, pruned: Iterable[
     owners = sorted({_owner(stat) for stat in found} - {*pruned})
     recorded = zip(owners, in_parallel(lambda one: store.exists(tombstone_key(one)), owners), strict=True)
     pruning.objects = loose(seen, found, {*pruned, *(one for one, is_there in recorded if is_there)})
-    pruning.freed_bytes = sum(stat.size_bytes for stat in found if stat.key in pruning.objects)
+    probes = store.list(PROBES_PREFIX)
+    pruning.objects |= forgotten(seen, probes)
+    pruning.freed_bytes = sum(stat.size_bytes for stat in (*found, *probes) if stat.key in pruning.objects)
 
 
 def _owner(stat: Stat) -> SnapshotId:

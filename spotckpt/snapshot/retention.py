@@ -151,6 +151,15 @@ def loose(seen: Seen, objects: Iterable[Stat], pruned: Collection[SnapshotId]) -
     return found
 
 
+def forgotten(seen: Seen, objects: Iterable[Stat]) -> dict[str, str]:
+    """Of what `spotckpt doctor` wrote, what it could not delete itself: key → why."""
+    return {
+        stat.key: "a doctor left it"
+        for stat in objects
+        if getattr(parse_key(stat.key), "kind", "") == "probe" and seen.now - stat.modified > SWEEP_AGE_S
+    }
+
+
 def stale(seen: Seen, writes: Iterable[Unfinished]) -> list[Unfinished]:
     """The unfinished writes whose writer is gone for good: of keys of ours, of attempts that are over, and old."""
     found = []

@@ -90,6 +90,17 @@ def test_without_a_rule_only_leftovers_go(local_run):
     assert not lost.parent.exists() and len(done["kept"]) == 4
 
 
+def test_what_a_doctor_could_not_delete_goes_once_it_is_old(local_run):
+    old, young, foreign = (local_run.root / "doctor" / name for name in ("0" * 16 + ".bin", "1" * 16 + ".bin", "x.bin"))
+    old.parent.mkdir()
+    for path in (old, young, foreign):
+        path.write_bytes(b"")
+    for path in (old, foreign):
+        os.utime(path, (1.0, 1.0))
+    assert in_process("prune", local_run.uri).status == 0
+    assert (old.exists(), young.exists(), foreign.exists()) == (False, True, True)
+
+
 def test_old_uploads_of_attempts_that_are_over_are_given_up(s3_env):
     """moto says of every upload that it was begun in 2010."""
     run = s3_run(s3_env)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
-from urllib.request import Request, urlopen
 
 import pytest
 from botocore.exceptions import ClientError
@@ -18,6 +16,7 @@ from tests.deploy.template import DEPLOY, TEMPLATE, properties
 from tests.support.groups import GroupServer
 from tests.support.imds import INSTANCE_PATH, LIFECYCLE_PATH, Imds, running_imds
 from tests.support.proxy import Proxy
+from tests.support.rights import allow, enforce, user
 from tests.support.servers import REGION, S3Env, running, wait_until
 
 STACK = "resnet"
@@ -145,29 +144,17 @@ def guarded() -> Iterator[GroupServer]:
         yield server  # type: ignore[misc]
 
 
-def user(server: GroupServer, name: str, *policies: str) -> dict[str, str]:
-    """The keys of a user with those policy files."""
-    iam = server.aws("iam")
-    iam.create_user(UserName=name)
-    for policy in policies:
-        allow(iam, name, policy, (DEPLOY / f"aws/{policy}-policy.json").read_text().replace("BUCKET", "guarded"))
-    key = iam.create_access_key(UserName=name)["AccessKey"]
-    return {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
-
-
-def allow(iam: Any, name: str, policy: str, document: str) -> None:
-    iam.put_user_policy(UserName=name, PolicyName=policy, PolicyDocument=document)
-
-
-def enforce(server: GroupServer, *, after: str) -> None:
-    """From so many requests on, moto asks whether they are allowed."""
-    url = f"{server.url}/moto-api/reset-auth"
-    urlopen(Request(url, after.encode(), {"Content-Type": "text/plain"})).close()
+def policies(*names: str) -> dict[str, str]:
+    """The policy files of those names, for the bucket `guarded`."""
+    return {name: (DEPLOY / f"aws/{name}-policy.json").read_text().replace("BUCKET", "guarded") for name in names}
 
 
 def test_the_policies_are_enough_and_no_more(guarded, tmp_path):
     guarded.client.create_bucket(Bucket="guarded")
-    keys = {"trainer": user(guarded, "trainer", "trainer"), "pruner": user(guarded, "pruner", "trainer", "prune")}
+    keys = {
+        "trainer": user(guarded, "trainer", **policies("trainer")),
+        "pruner": user(guarded, "pruner", **policies("trainer", "prune")),
+    }
     enforce(guarded, after="0")
 
     def s3(who: str):  # type: ignore[no-untyped-def]

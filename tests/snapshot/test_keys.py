@@ -17,6 +17,7 @@ from spotckpt.snapshot.keys import (
     parse_key,
     part_key,
     pin_key,
+    probe_key,
 )
 
 ids = st.builds(
@@ -51,6 +52,8 @@ def test_the_spelling_of_keys() -> None:
     assert manifest_key(snapshot) == "snapshots/a0003-n000012-s00001200-1f2e3d4c.json"
     assert parse_key(pin_key("fork-of.x")) == Key("pin", name="fork-of.x")
     assert parse_key(RUN_KEY) == Key("run")
+    assert parse_key(probe_key("0123456789abcdef")) == Key("probe")
+    assert parse_key("doctor/0123456789ABCDEF.bin") is None
 
 
 @given(st.lists(ids))

@@ -42,6 +42,7 @@ class Imds:
         token_status: answer to PUT of a token, 200 gives one.
         silent: paths that are never answered (until the server closes).
         date_offset_s: how far the service's clock is from ours; None sends no Date.
+        hop_limit: time to live of the packets that bring a token; 0 is the system's own.
         requests: (method, path, status) of all that came.
         tokens: those that are valid.
         num_connections: that were made.
@@ -52,6 +53,7 @@ class Imds:
         self.token_status = 200
         self.silent: set[str] = set()
         self.date_offset_s: float | None = 0.0
+        self.hop_limit = 0
         self.requests: list[tuple[str, str, int]] = []
         self.tokens: set[str] = set()
         self.num_connections = 0
@@ -140,6 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             token = secrets.token_urlsafe(24)
             self.imds.tokens.add(token)
+            if self.imds.hop_limit:
+                self.connection.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, self.imds.hop_limit)
             self._answer(200, token)
 
     def do_GET(self) -> None:

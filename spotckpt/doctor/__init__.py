@@ -1,0 +1,1 @@
+"""Whether this machine, that bucket and a state of that size fit together; no torch."""
