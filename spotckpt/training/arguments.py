@@ -35,6 +35,35 @@ def bound_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs:
     return {name: bound.arguments[name] for name in names}
 
 
+def overridden(arguments: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with a fork's values in place of the caller's, of the caller's types where JSON has none.
+
+    Raises:
+        UsageError: there is no such argument.
+    """
+    for name in overrides:
+        if name not in arguments:
+            raise UsageError(
+                f"this run is a fork that sets {name}, and the training takes no such argument",
+                hint=f"its arguments are {', '.join(sorted(arguments)) or 'none'}",
+            )
+    return {**arguments, **{name: _as(arguments[name], value) for name, value in overrides.items()}}
+
+
+def _as(given: Any, value: Any) -> Any:
+    if type(given) is float and type(value) is int:
+        return float(value)
+    return tuple(value) if type(given) is tuple and type(value) is list else value
+
+
+def call(function: Callable[..., Any], run: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Calls the function with the run and the arguments, in which the run's own values replace the caller's."""
+    bound = inspect.signature(function).bind(run, *args, **kwargs)
+    for name in run.overrides:
+        bound.arguments[name] = run.arguments[name]
+    return function(*bound.args, **bound.kwargs)
+
+
 def describe(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments as plain JSON values, without secrets; anything else as its text, without addresses in memory."""
     return {str(name): redacted_value(str(name), _describe(value, depth=0)) for name, value in arguments.items()}

@@ -120,11 +120,14 @@ def _identity(value: Storable) -> tuple[object, ...]:
     return (*place, value.dtype, value.is_conj(), value.is_neg())
 
 
-def capture(objects: Mapping[str, object], extra: Mapping[str, object]) -> Capture:
+def capture(
+    objects: Mapping[str, object], extra: Mapping[str, object], built: Mapping[str, object] | None = None
+) -> Capture:
     """Collects the state of tracked objects and of the run, copying nothing.
 
     Args:
         objects: name → tracked object; their `state_dict()` is called here, and what it raises comes out unchanged.
+        built: name → the settings that an optimizer or scheduler was built with.
         extra: the run's own state, any encodable values; it becomes `tree["run"]`.
 
     Raises:
@@ -136,6 +139,8 @@ def capture(objects: Mapping[str, object], extra: Mapping[str, object]) -> Captu
         kind = kind_of(name, obj)
         state = captured.encode(state_of(kind, obj), path=name, name=name)
         captured.tree["objects"][name] = {"kind": kind, "state": state}
+        if built and name in built:
+            captured.tree["objects"][name]["built"] = encode(built[name], path=name)
     for name, value in extra.items():
         captured.tree["run"][name] = captured.encode(value, path=name, name=f"run/{name}")
     return captured

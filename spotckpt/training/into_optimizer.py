@@ -9,6 +9,7 @@ import torch
 
 from spotckpt.errors import MismatchError, UsageError
 from spotckpt.training.grads import parameters_of
+from spotckpt.training.hyper import Settings
 
 _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "sum", "prev")
 """State of torch's optimizers that has the parameter's shape; torch itself does not compare."""
@@ -48,18 +49,27 @@ def _tensors_in(value: object) -> Iterator[torch.Tensor]:
             yield from _tensors_in(one)
 
 
-def load(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], *, override: Sequence[str] = ()) -> None:
+def load(
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    *,
+    override: Sequence[str] = (),
+    settings: Settings | None = None,
+) -> None:
     """Loads a decoded state dict that fits; tensors on the parameter's device are kept, not copied.
 
     Args:
         optimizer: changed in place.
         state: as the optimizer's `state_dict()` gave it.
         override: keys of `param_groups` that keep the live value, as in `["lr"]`.
+        settings: what is known of how it was built; then only what is built otherwise is overridden.
     """
     kept = [{key: group[key] for key in override} for group in optimizer.param_groups]
     optimizer.load_state_dict({**state, "state": _without_casts(optimizer, state)})
     for group, values in zip(optimizer.param_groups, kept, strict=True):
-        group.update(values)
+        group.update({key: value for key, value in values.items() if settings is None or not settings.knows(key)})
+    if settings is not None:
+        settings.put(optimizer.param_groups)
     _put_exact_values(optimizer, state)
 
 

@@ -17,6 +17,7 @@ from spotckpt.errors import MismatchError, UsageError
 from spotckpt.snapshot.tree import decode
 from spotckpt.training import into_module, into_optimizer
 from spotckpt.training.filling import Filling
+from spotckpt.training.hyper import Settings
 from spotckpt.training.leaves import decode_leaf
 from spotckpt.training.objects import kind_of, with_article
 from spotckpt.training.rng import kind_of_generator, restore_generator
@@ -153,6 +154,7 @@ def prepare(
     strict: bool = True,
     map_location: MapLocation = None,
     override: Sequence[str] = (),
+    settings: Settings | None = None,
 ) -> Load:
     """Checks whether a saved state fits a live object, and joins to `filling` what has to be read for it.
 
@@ -164,6 +166,7 @@ def prepare(
         strict: False skips keys and shapes of a module that do not fit.
         map_location: where tensors go that are not copied into existing ones.
         override: keys whose live value wins: of an optimizer's `param_groups`, or top-level ones of another state.
+        settings: of an optimizer or scheduler, what is known of how it was built.
 
     Raises:
         MismatchError: kind, keys, shapes or numbers of parameters do not fit.
@@ -180,10 +183,12 @@ def prepare(
     if isinstance(obj, torch.nn.Module):
         return _prepare_module(name, obj, saved["state"], filling, strict)
     if isinstance(obj, torch.optim.Optimizer):
-        return _prepare_optimizer(name, obj, saved["state"], filling, override)
+        return _prepare_optimizer(name, obj, saved["state"], filling, override=override, settings=settings)
     if isinstance(obj, torch.Tensor):
         return _prepare_tensor(name, obj, saved["state"], filling)
     state = decode_value(saved["state"], filling, path=name, map_location=map_location)
+    if settings is not None:
+        state = settings.merge(state)
     return _prepare_other(name, kind, obj, state, override)
 
 
@@ -207,7 +212,13 @@ def _prepare_module(name: str, module: torch.nn.Module, tree: Any, filling: Fill
 
 
 def _prepare_optimizer(
-    name: str, optimizer: torch.optim.Optimizer, tree: Any, filling: Filling, override: Sequence[str]
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    tree: Any,
+    filling: Filling,
+    *,
+    override: Sequence[str],
+    settings: Settings | None,
 ) -> Load:
     outline = _Outline(tree, filling)
     into_optimizer.check(name, optimizer, outline.value)
@@ -219,7 +230,7 @@ def _prepare_optimizer(
     state = _decode(tree, filling, lambda row, saved: devices.get(row, _CPU))
 
     def load() -> tuple[str, ...]:
-        into_optimizer.load(optimizer, state, override=override)
+        into_optimizer.load(optimizer, state, override=override, settings=settings)
         return ()
 
     return load

@@ -7,10 +7,10 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from spotckpt.errors import SpotckptError, StopTraining
-from spotckpt.training.arguments import bound_arguments
+from spotckpt.training.arguments import bound_arguments, call
 from spotckpt.training.endings import running
 from spotckpt.training.request import Options, address_text, check_options, make_request
 from spotckpt.training.run import Run
@@ -58,7 +58,7 @@ class Resumable(Generic[P, R]):
         try:
             arguments = bound_arguments(self._function, args, kwargs)
             with running(make_request(uri, arguments, self._options)) as run:
-                return self._function(run, *args, **kwargs)
+                return cast("R", call(self._function, run, args, kwargs))
         except SpotckptError as error:
             say_error(error)
             raise SystemExit(error.exit_status) from error

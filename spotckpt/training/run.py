@@ -35,6 +35,8 @@ class Run:
 
     Attributes:
         resumed_from: the id of the snapshot that this attempt goes on from, or None.
+        arguments: of the training, by name; in a fork with those that it sets.
+        overrides: those that the fork sets, whatever the caller says.
         arguments_changed: the arguments that differ from those recorded there: name → (old, new).
         history: every metric, as in `run.history["valid"]["top1"]`: a sequence with `steps` and `epochs`; grows.
         vars: values of your own that belong to every snapshot.
@@ -43,6 +45,8 @@ class Run:
     def __init__(self, beginning: Beginning) -> None:
         saved = beginning.saved
         self.resumed_from: str | None = None if saved is None else str(saved.id)
+        self.arguments = dict(beginning.request.arguments)
+        self.overrides = dict(beginning.overrides)
         self.arguments_changed: dict[str, tuple[Any, Any]] = beginning.arguments_changed
         self._beginning = beginning
         self._history = History()
@@ -221,7 +225,8 @@ class Run:
         """The whole state as it is now; tensors are the live ones."""
         return capture(
             self._tracked.objects,
-            {
+            built=self._tracked.built,
+            extra={
                 "step": self._step,
                 "at": {"epoch": self.epoch, "batch": self.batch},
                 "position": self._position.state(),

@@ -12,7 +12,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spotckpt.address import NEWEST, Address, Selector
@@ -26,7 +26,7 @@ from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.open import open_run_store
 from spotckpt.snapshot.part import Part
 from spotckpt.store.base import Store
-from spotckpt.training.arguments import changed, describe
+from spotckpt.training.arguments import changed, describe, overridden
 from spotckpt.training.environment import describe_environment
 from spotckpt.training.fetching import Saved, fetch
 from spotckpt.training.nearby import slot_bytes
@@ -60,6 +60,7 @@ class Beginning:
         followed: the selector was followed by an earlier attempt, so the training goes on from the newest.
         arguments: of the train function, as they are recorded.
         environment: as it is recorded.
+        overrides: arguments that the run, a fork, sets in place of the caller's.
     """
 
     request: Request
@@ -74,11 +75,27 @@ class Beginning:
     followed: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
     def arguments_changed(self) -> dict[str, tuple[Any, Any]]:
         """Which arguments differ from those of the snapshot: name → (old, new)."""
         return {} if self.saved is None else changed(self.saved.manifest.arguments, self.arguments)
+
+    def take_overrides(self, catalog: Catalog) -> None:
+        """The arguments are the run's, where it is a fork that sets some.
+
+        Raises:
+            UsageError: the training takes no such argument.
+        """
+        if catalog.run is None or not catalog.run.overrides:
+            return
+        self.overrides = dict(catalog.run.overrides)
+        given = describe(self.request.arguments)
+        self.request = replace(self.request, arguments=overridden(self.request.arguments, self.overrides))
+        self.arguments = describe(self.request.arguments)
+        for name, (old, new) in changed(given, self.arguments).items():
+            say(f"argument {name} is {new!r}, as this fork sets it, in place of {old!r}")
 
     def near(self, snapshot: SnapshotId, part: Part) -> Source | None:
         """The copy of a snapshot that an earlier attempt left on this machine, if there is one."""
@@ -195,6 +212,7 @@ def _finished_snapshot(store: Store, beginning: Beginning, address: Address) -> 
     nothing, a future format or a run without one good manifest end here and change nothing.
     """
     catalog = read_catalog(store)
+    beginning.take_overrides(catalog)
     choice = _choose(store, catalog, catalog.highest + 1, address.selector, lambda text: None)
     beginning.followed = choice.followed
     picked = pick(store, choice, lambda snapshot: read_manifest(store, snapshot), lambda text: None)
@@ -361,7 +379,8 @@ def _say_changes(beginning: Beginning) -> None:
             say(f"argument {name} is new: {new!r}")
         else:
             say(f"argument {name} changed: {old!r} → {new!r}")
-    if any(name in before and name in now for name in beginning.arguments_changed):
+    theirs = beginning.arguments_changed.keys() - beginning.saved.manifest.overrides.keys()
+    if any(name in before and name in now for name in theirs):
         say('restored state keeps its values: track(..., override={"optimizer": ["lr"]}) takes yours')
     old_code = beginning.saved.manifest.environment.get("code_revision")
     new_code = beginning.environment.get("code_revision")

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from spotckpt.errors import Corrupt, LimitExceeded, MismatchError, NotFound, SpotckptError, UsageError
+from spotckpt.snapshot.manifest import Manifest
+from spotckpt.snapshot.tree import decode
 from spotckpt.training.capture import check_object
 from spotckpt.training.fetching import Saved
 from spotckpt.training.filling import Filling
 from spotckpt.training.grads import GradWatch, restore_gradients
+from spotckpt.training.hyper import Built, Settings, Wins, built_of, settle, wins_always, wins_base, wins_of
 from spotckpt.training.objects import kind_of
 from spotckpt.training.restore import Load, MapLocation, check_override, prepare
 
@@ -30,6 +34,7 @@ class _Wish:
     map_location: MapLocation
     override: Sequence[str]
     optional: Collection[str]
+    built: Built | None
 
 
 class Tracked:
@@ -53,6 +58,7 @@ class Tracked:
         check: Callable[[], None],
     ) -> None:
         self.objects: dict[str, object] = {}
+        self.built: dict[str, Built] = {}
         self.grads = GradWatch()
         self.has_optimizer = False
         self._saved = saved
@@ -62,6 +68,7 @@ class Tracked:
         self._fall_back = fall_back
         self._check = check
         self._wishes: list[_Wish] = []
+        self._anew = False
         # names of objects and places in memory: changed by the snapshot gone on from, and by damaged ones before it
         self._changed: set[object] = set()
         self._spoiled: set[object] = set()
@@ -89,8 +96,12 @@ class Tracked:
             if warning:
                 self._say(f"warning: {warning}")
             check_override(name, obj, keys.get(name, ()))
-        new = [_Wish(name, obj, strict, map_location, keys.get(name, ()), optional) for name, obj in objects.items()]
+        new = [
+            _Wish(name, obj, strict, map_location, keys.get(name, ()), optional, built_of(obj))
+            for name, obj in objects.items()
+        ]
         self._restore(new)
+        self.built |= {wish.name: wish.built for wish in new if wish.built is not None}
         for name, obj in objects.items():
             self.objects[name] = obj
             if isinstance(obj, torch.optim.Optimizer):
@@ -108,6 +119,7 @@ class Tracked:
                 for load in loads.values():
                     for line in load():
                         self._say(f"warning: {line}")
+                self._settle(source, wishes)
                 break
             except (Corrupt, LimitExceeded, NotFound) as error:
                 if self._saved is None:
@@ -138,8 +150,41 @@ class Tracked:
                     strict=wish.strict,
                     map_location=wish.map_location,
                     override=wish.override,
+                    settings=self._settings(source, wish, wishes),
                 )
         return filling, loads
+
+    def _settings(self, source: Saved, wish: _Wish, wishes: Sequence[_Wish]) -> Settings | None:
+        """Which settings win over the snapshot's; None if none do, or it is not known how it was built then."""
+        saved = source.objects.get(wish.name, {}).get("built")
+        if source is not self._saved or saved is None or wish.built is None:
+            return None
+        wins = self._wins(source, wish, [*self._wishes, *wishes])
+        return None if wins is None else Settings(decode(saved), wish.built, wins)
+
+    def _wins(self, source: Saved, wish: _Wish, wishes: Sequence[_Wish]) -> Wins | None:
+        if source.manifest.overrides:
+            return wins_always
+        if isinstance(wish.obj, torch.optim.Optimizer):
+            return wins_of(wish.override) if wish.override else None
+        driven = getattr(wish.obj, "optimizer", None)
+        overridden = any(other.obj is driven and "lr" in other.override for other in wishes)
+        return wins_base if overridden else None
+
+    def _settle(self, source: Saved, wishes: Sequence[_Wish]) -> None:
+        """All is restored: says which settings are the user's, and puts schedules right."""
+        for wish in wishes:
+            settings = self._settings(source, wish, wishes)
+            if settings and settings.lines:
+                self._say(f"{wish.name} goes on with {', '.join(settings.lines)}")
+            self._anew |= bool(settings and settings.changes)
+        every = list({wish.name: wish for wish in (*self._wishes, *wishes)}.values())
+        schedulers = [(wish, wish.obj) for wish in every if isinstance(wish.obj, LRScheduler)]
+        driven = [id(scheduler.optimizer) for _, scheduler in schedulers]
+        for wish, scheduler in schedulers:
+            settings = self._settings(source, wish, every)
+            if settings and settings.changes and driven.count(id(scheduler.optimizer)) == 1:
+                settle(scheduler)
 
     def _check_covered(self, source: Saved, changes: Set[object]) -> None:
         """Nothing of a damaged snapshot may stay behind in an object because the one before does not hold it."""
@@ -166,6 +211,17 @@ class Tracked:
                 f"snapshot {self._saved.id} holds {', '.join(missing)}, which the run does not track",
                 hint=f"track it, or leave it behind on purpose: run.track(..., drop={missing!r})",
             )
+        self._check_overrides(self._saved.manifest)
+
+    def _check_overrides(self, manifest: Manifest) -> None:
+        """What a fork sets must not be lost by a program that builds its optimizers without it."""
+        settings = {key for built in self.built.values() if isinstance(built, list) for group in built for key in group}
+        for name, value in manifest.overrides.items():
+            if name in settings and not self._anew and value != manifest.arguments.get(name):
+                raise MismatchError(
+                    f"this fork sets {name}={value!r}, and every optimizer is built as it was before",
+                    hint=f"build it with the argument {name}, which is run.arguments[{name!r}] without the decorator",
+                )
 
     def restore_gradients(self, gradients: Mapping[str, Mapping[int, torch.Tensor]]) -> None:
         """Gives back the gradients of an accumulation window that the snapshot fell into."""
