@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import os
 import re
 import subprocess
 import sys
@@ -23,28 +22,6 @@ PROGRAMS = [program for page in PAGES for program in re.findall(r"```python\n(.*
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))
 def test_the_programs_are_python(number):
     ast.parse(PROGRAMS[number])
-
-
-def test_the_first_program_runs_and_a_second_start_finds_it_finished(tmp_path):
-    [program] = [program for program in PROGRAMS if "__main__" in program]
-    (tmp_path / "train.py").write_text(program)
-    environment = {
-        **os.environ,
-        "SPOTCKPT_RUNTIME_DIR": str(tmp_path / "rt"),
-        "SPOTCKPT_SPOOL": str(tmp_path / "spool"),
-    }
-
-    def start() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "train.py", "--resume", str(tmp_path / "run"), "--lr", "0.1"]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
-
-    first, second = start(), start()
-    assert first.returncode == 0, first.stderr
-    assert "new run" in first.stderr.splitlines()[0]
-    assert second.returncode == 0, second.stderr
-    assert "finished" in second.stderr.splitlines()[0]
 
 
 def test_every_command_is_documented():
