@@ -25,7 +25,8 @@
     │   └── Pruned                     36   a snapshot that a pruning removed
     ├── AgentError                     40   the agent cannot be reached or failed
     │   └── SpoolError                 41   no room, or no usable staging area
-    └── WorldSizeError                 50   WORLD_SIZE > 1
+    ├── WorldSizeError                 50   WORLD_SIZE > 1
+    └── DrillFailed                    60   a drill, or the demo, could not be carried out
 
     StopTraining (BaseException)
     ├── Interrupted                    75   the machine goes; EX_TEMPFAIL: run again
@@ -220,6 +221,12 @@ class WorldSizeError(SpotckptError):
     """More than one rank, which this version does not do."""
 
     exit_status = 50
+
+
+class DrillFailed(SpotckptError):
+    """A drill, or the demo, could not be carried out: that says nothing about a difference."""
+
+    exit_status = 60
 
 
 class StopTraining(BaseException):

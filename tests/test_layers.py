@@ -18,10 +18,11 @@ FLOORS = [
     {"snapshot", "notices"},
     {"agent", "curves"},
     {"training", "doctor"},
+    {"drill"},
     {"cli", "demo", "__main__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-WITHOUT_TORCH = {name for rooms in FLOORS[:6] for name in rooms} | {"doctor", "cli", "__main__"}
+WITHOUT_TORCH = {name for rooms in FLOORS[:6] for name in rooms} | {"doctor", "drill", "cli", "__main__"}
 SAME_FLOOR_ALLOWED = {("config", "address"), ("cli", "demo"), ("__main__", "cli")}
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from spotckpt.cli import output
-from spotckpt.errors import SettingError
+from spotckpt.cli.drill import course, keep_option, s3_port_option
 
 if TYPE_CHECKING:
     from spotckpt.demo.compare import Verdict
-    from spotckpt.demo.screen import Screen
-
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    from spotckpt.drill.screen import Screen
 
 
 @click.command(
@@ -26,16 +22,8 @@ Example:
 """
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 2), default=1, show_default=True, help="Seed of the training.")
-@click.option(
-    "--keep",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Keep logs, end states and a copy of the bucket in this new directory.",
-)
-@click.option(
-    "--s3-port",
-    type=click.IntRange(1, 65535),
-    help="Use the S3 server on this port of 127.0.0.1, as localstack/run.sh starts one, instead of moto's.",
-)
+@keep_option
+@s3_port_option
 def demo(seed: int, keep: Path | None, s3_port: int | None) -> int:
     """Interrupt a real training three ways and prove that nothing is lost.
 
@@ -43,30 +31,13 @@ def demo(seed: int, keep: Path | None, s3_port: int | None) -> int:
     spot notice, with a machine that is killed in the middle of an upload, and to the end on a third one. Then compares
     every tensor, the RNG states and the loss curves of both, byte for byte. Takes about a minute and leaves nothing.
 
-    Exit status 1 means that they differ; the first difference is printed.
+    It is a drill on a bundled training; for your own there is spotckpt drill. Exit status 1 means that they differ; the
+    first difference is printed.
     """
-    from spotckpt.demo.bucket import require_extra
-    from spotckpt.demo.screen import Screen
     from spotckpt.demo.story import tell
 
-    if s3_port is None:
-        require_extra()
-    if keep is not None:
-        _make_new(keep)
-    for number in _STOP_SIGNALS:
-        signal.signal(number, _leave)
-    screen = Screen(output.console(), log_path=keep / "demo.log" if keep else None)
-    verdict = tell(screen, seed=seed, keep=keep, s3_port=s3_port or 0)
-    return report(verdict, screen)
-
-
-def _make_new(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True)
-    except OSError as error:
-        raise SettingError(
-            f"--keep {directory} cannot be made: {error.strerror}", hint="name a directory that is not there yet"
-        ) from error
+    with course(keep, on_s3=True, s3_port=s3_port, verbose=True) as made:
+        return report(tell(made, seed=seed, keep=keep), made.screen)
 
 
 def report(verdict: Verdict, screen: Screen) -> int:
@@ -81,10 +52,3 @@ def report(verdict: Verdict, screen: Screen) -> int:
     passed = f"PASS: {output.size(verdict.compared_bytes)} compared, no byte differs ({screen.seconds:.0f} s)"
     screen.verbatim(passed, style="bold green")
     return 0
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """Leaves by an exception, so that every child is stopped on the way out, which further signals do not disturb."""
-    for other in _STOP_SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
-    raise SystemExit(128 + number)

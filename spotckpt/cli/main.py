@@ -38,13 +38,14 @@ VERBS = {
     "agent": _Verb("spotckpt.cli.agent", "Run the agent in the foreground."),
     "exec": _Verb("spotckpt.cli.exec", "Run a command beside an agent, in one process tree."),
     "doctor": _Verb("spotckpt.cli.doctor", "Measure whether a snapshot fits into a spot notice here."),
+    "drill": _Verb("spotckpt.cli.drill", "Interrupt your training, and see if it ends the same."),
     "demo": _Verb("spotckpt.cli.demo", "Interrupt a real training three ways and prove that nothing is lost."),
 }
 
 _EPILOG = """\b
 Exit statuses:
   0   done
-  1   the demo found a difference, the doctor what does not fit
+  1   drill and demo found a difference, the doctor what does not fit
   10  bad address or selector      11  bad setting or environment value
   20  the store failed             21  no such object
   23  no such bucket               24  denied
@@ -56,7 +57,7 @@ Exit statuses:
   40  no agent, or it failed       41  staging area
   45  another agent runs already   64  wrong command line
   75  exec: a notice or SIGTERM    126, 127  exec: no such command
-  130 Ctrl-C
+  60  drill, demo: it failed        130 Ctrl-C
 """
 
 

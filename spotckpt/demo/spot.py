@@ -5,7 +5,6 @@ The decorator, `track`, `run.epochs`, `run.batches` and `run.log` are all that d
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from statistics import fmean
 
@@ -14,14 +13,13 @@ from spotckpt.demo.task import EPOCHS, build, evaluate, parse_arguments, report,
 
 
 @spotckpt.resumable(every="25 steps", stale_after="20s")
-def train(run: spotckpt.Run, *, seed: int, out: Path, pace: float) -> None:
+def train(run: spotckpt.Run, *, seed: int, out: Path) -> None:
     """Trains, from the start or from where an earlier machine stopped."""
     model, optimizer, scheduler, loader, valid = build(seed)
     run.track(model=model, optimizer=optimizer, scheduler=scheduler)
     for _ in run.epochs(EPOCHS):
         for images, labels in run.batches(loader):
             run.log("train", loss=step(model, optimizer, images, labels))
-            time.sleep(pace)  # so that there is something to watch; it changes no number
         run.log("valid", loss=evaluate(model, valid))
         losses = {name: run.history[name]["loss"] for name in ("train", "valid")}
         scheduler.step(fmean(losses["train"][-len(loader) :]))
@@ -31,4 +29,4 @@ def train(run: spotckpt.Run, *, seed: int, out: Path, pace: float) -> None:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    train(seed=arguments.seed, out=arguments.out, pace=arguments.pace)
+    train(seed=arguments.seed, out=arguments.out)

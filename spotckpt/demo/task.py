@@ -152,7 +152,6 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="where to write the end state")
-    parser.add_argument("--pace", type=float, default=0.0, help="seconds to rest after a step")
     logging.basicConfig(format="%(message)s")
     log.setLevel(logging.INFO)
     torch.set_num_threads(1)

@@ -15,6 +15,7 @@ from spotckpt.training.curves import HistoryView
 from spotckpt.training.fetching import Saved
 from spotckpt.training.objects import with_article
 from spotckpt.training.position import Position, Resume
+from spotckpt.training.probe import probe_of_environment
 from spotckpt.training.restore import MapLocation
 from spotckpt.training.rng import GENERATOR_TYPES, restore_rng
 from spotckpt.training.saver import Saver
@@ -63,6 +64,9 @@ class Run:
         if saved is not None:
             self._load(saved)
         self._saver = self._make_saver()
+        self._probe = probe_of_environment()
+        if self._probe is not None:
+            self._probe.opened(self)
 
     # Where it is
 
@@ -179,6 +183,8 @@ class Run:
         """
         self._evaluation.weights_at(self._weights)
         watched = self._beginning.request.settings.keep_best
+        if self._probe is not None:
+            self._probe.logged(set, values)
         for name, value in values.items():
             before = None
             if watched is not None and watched.path == f"{set}/{name}":
@@ -215,6 +221,17 @@ class Run:
             self._finish()
 
     # Inside
+
+    @property
+    def tracked(self) -> Mapping[str, object]:
+        """What is tracked, by name."""
+        return self._tracked.objects
+
+    @property
+    def generators(self) -> Mapping[str, Any]:
+        """The states of all generators that a snapshot would hold."""
+        states: Mapping[str, Any] = self._position.state()["generators"]
+        return states
 
     @property
     def _weights(self) -> int:
@@ -301,6 +318,8 @@ class Run:
             for item in items:
                 self._settle()
                 self._restore_gradients()
+                if self._probe is not None and not self._position.resuming:
+                    self._probe.body(self, item, is_batch=counted)
                 try:
                     yield item
                 except GeneratorExit:
@@ -330,12 +349,14 @@ class Run:
 
     def _next_step(self) -> None:
         self._step += 1
-        self._point()
+        self._point("step")
 
-    def _point(self) -> None:
+    def _point(self, at: Literal["step", "epoch"] = "epoch") -> None:
         """A point between two optimizer steps."""
         self.vars.settle()
         self._evaluation.weights_at(self._weights)
+        if self._probe is not None:
+            self._probe.point(self, at)
         if self._finish_due:
             self._finish()
         elif self._saver is not None:
@@ -356,6 +377,8 @@ class Run:
         self._over = True
         self._finish_due = False
         self._position.finish()
+        if self._probe is not None:
+            self._probe.ended(self)
         if self._saver is not None and not self._saver.released:
             self._say_what_is_missing()
             self._evaluation.weights_at(self._weights)

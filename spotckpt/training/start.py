@@ -33,6 +33,7 @@ from spotckpt.training.nearby import slot_bytes
 from spotckpt.training.request import Request
 from spotckpt.training.say import say
 from spotckpt.training.session import Session
+from spotckpt.training.witness import require_the_drills
 
 RELEASE_S = 5.0
 PID_1 = (
@@ -120,6 +121,7 @@ def begin(request: Request) -> Beginning:
     if address is None:
         say("disabled by SPOTCKPT_DISABLED: the training runs plainly and nothing is saved")
         return beginning
+    require_the_drills(address.uri)
     with global_random_kept():
         store = open_run_store(address.uri, call_timeout_s=request.settings.call_timeout_s)
         beginning.saved = _finished_snapshot(store, beginning, address)

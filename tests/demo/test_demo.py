@@ -17,7 +17,7 @@ from rich.console import Console
 
 from spotckpt.cli.demo import report
 from spotckpt.demo.compare import Verdict, compare, read_state
-from spotckpt.demo.screen import Screen
+from spotckpt.drill.screen import Screen
 from tests.support.servers import wait_until
 
 TIMEOUT_S = 540

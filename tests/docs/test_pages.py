@@ -15,6 +15,7 @@ from tests.docs.conftest import World
 PROGRAM = re.compile(r"```python\n(.*?)```", re.DOTALL)
 ELSEWHERE = {
     "spotckpt demo": "tests/demo/test_demo.py",
+    "spotckpt drill": "tests/drill/test_drill.py",
     "spotckpt agent": "tests/docs/conftest.py",
 }
 """What takes minutes, or goes on until it is stopped: the file whose tests run it."""

@@ -1,4 +1,4 @@
-"""The demo's child processes: their lines as they come, and their end by pid."""
+"""The drill's child processes: their lines as they come, and their end by pid."""
 
 from __future__ import annotations
 
@@ -13,16 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from spotckpt.errors import SpotckptError
+from spotckpt.errors import DrillFailed
 
 T = TypeVar("T")
 _POLL_S = 0.02
 _LAST_LINES = 20
 _LAUNCH_S = 10.0
-
-
-class DemoFailed(SpotckptError):
-    """The demo did not go as it should; a finding, not a difference."""
 
 
 class Output:
@@ -43,7 +39,7 @@ class Output:
 class Child:
     """A process with its output on a pipe, line by line to `on_line` and whole to a file.
 
-    It leads a session of its own: Ctrl-C at the terminal reaches the demo only, which then ends its children itself.
+    It leads a session of its own: Ctrl-C at the terminal reaches the drill only, which then ends its children itself.
     """
 
     def __init__(self, name: str, *, log_path: Path) -> None:
@@ -74,33 +70,35 @@ class Child:
         self._reader.start()
         self._launched.wait()
         if self._process is None:
-            raise DemoFailed(f"{self.name} cannot be started: {command[0]}")
+            raise DrillFailed(f"{self.name} cannot be started: {command[0]}")
 
     def poll(self) -> int | None:
         """Its exit status as `Popen` has it, or None while it runs."""
         return self._process.poll() if self._process else None
 
-    def wait(self, timeout_s: float) -> int:
+    def wait(self, timeout_s: float | None) -> int:
         """Its exit status, once it has ended and all it said is read.
 
         Raises:
-            DemoFailed: it still runs after that time.
+            DrillFailed: it still runs after that time.
         """
         assert self._process is not None, "wait before start"
         try:
             status = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
-            raise DemoFailed(f"{self.name} still runs after {timeout_s:g} s; its last lines:\n{self.tail()}") from error
+            raise DrillFailed(
+                f"{self.name} still runs after {timeout_s:g} s; its last lines:\n{self.tail()}"
+            ) from error
         self._join()
         return status
 
     def kill(self) -> None:
-        """SIGKILL to exactly this process, if it still runs."""
+        """SIGKILL to this process and those that it started in its session, if it still runs."""
         if self._reader is None:
             return
         self._launched.wait(_LAUNCH_S)
         if self._process is not None and self._process.poll() is None:
-            os.kill(self._process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._join()
 
@@ -140,7 +138,7 @@ def wait_until(what: str, ask: Callable[[], T | None], timeout_s: float, *, aliv
     """The first answer that is true, asking again and again.
 
     Raises:
-        DemoFailed: none came in time, or one of the processes that must be alive is not.
+        DrillFailed: none came in time, or one of the processes that must be alive is not.
     """
     end = time.monotonic() + timeout_s
     while True:
@@ -148,9 +146,9 @@ def wait_until(what: str, ask: Callable[[], T | None], timeout_s: float, *, aliv
             return answer
         for child in alive:
             if child.poll() is not None:
-                raise DemoFailed(
+                raise DrillFailed(
                     f"{child.name} ended with status {child.poll()} before {what}; its last lines:\n{child.tail()}"
                 )
         if time.monotonic() > end:
-            raise DemoFailed(f"no sign of {what} after {timeout_s:g} s")
+            raise DrillFailed(f"no sign of {what} after {timeout_s:g} s")
         time.sleep(_POLL_S)

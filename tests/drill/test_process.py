@@ -1,0 +1,60 @@
+"""The drill's child processes: what they say, and that they really end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from spotckpt.drill.process import Child, Output, wait_until
+from spotckpt.errors import DrillFailed
+
+
+def child(tmp_path, code, output):
+    started = Child("child", log_path=tmp_path / "child.log")
+    started.start([sys.executable, "-u", "-c", code], environment=os.environ, on_line=output.add)
+    return started
+
+
+def test_a_child_is_read_and_its_status_known(tmp_path):
+    output = Output()
+    started = child(tmp_path, "print('hello 7'); raise SystemExit(3)", output)
+    assert started.wait(20) == 3
+    found = output.find(r"hello (\d)")
+    assert found is not None
+    assert found[1] == "7"
+    assert started.tail() == "hello 7"
+
+
+def test_a_killed_child_is_gone_and_killing_it_again_is_harmless(tmp_path):
+    output = Output()
+    started = child(tmp_path, "print('up', flush=True); import time; time.sleep(60)", output)
+    wait_until("up", lambda: output.find("up"), 20)
+    pid = started.pid
+    started.kill()
+    started.kill()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_waiting_ends_when_the_child_dies_and_shows_what_it_said(tmp_path):
+    started = child(tmp_path, "print('so long'); raise SystemExit(4)", Output())
+    with pytest.raises(DrillFailed, match=r"(?s)child ended with status 4 before the moon.*so long"):
+        wait_until("the moon", lambda: None, 20, alive=[started])
+    started.kill()
+
+
+def test_waiting_ends_by_itself():
+    with pytest.raises(DrillFailed, match="no sign of the moon"):
+        wait_until("the moon", lambda: None, 0.05)
+
+
+def test_a_killed_child_takes_along_what_it_started(tmp_path):
+    output = Output()
+    code = "import subprocess as s; p = s.Popen(['sleep', '60']); print('grandchild', p.pid, flush=True); p.wait()"
+    started = child(tmp_path, code, output)
+    found = wait_until("the grandchild", lambda: output.find(r"grandchild (\d+)"), 20)
+    started.kill()
+    wait_until("its end", lambda: not Path(f"/proc/{found[1]}").exists(), 20)
