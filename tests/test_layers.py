@@ -18,7 +18,8 @@ FLOORS = [
     {"snapshot", "notices"},
     {"agent", "curves"},
     {"training", "doctor"},
-    {"drill"},
+    {"drill", "moving"},
+    {"adapters"},
     {"cli", "demo", "__main__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -29,6 +29,8 @@ VERBS = {
     "ls": _Verb("spotckpt.cli.ls", "List the attempts and snapshots of a run."),
     "show": _Verb("spotckpt.cli.show", "Show what a snapshot holds, without downloading tensors."),
     "verify": _Verb("spotckpt.cli.verify", "Read whole snapshots and check every digest."),
+    "pull": _Verb("spotckpt.cli.moving", "Write a snapshot to a .pt, safetensors or DCP file."),
+    "push": _Verb("spotckpt.cli.moving", "Make a checkpoint file the first snapshot of a new run."),
     "prune": _Verb("spotckpt.cli.prune", "Delete snapshots that no rule keeps, and leftovers."),
     "pin": _Verb("spotckpt.cli.prune", "Keep a snapshot under a name, whatever is pruned."),
     "unpin": _Verb("spotckpt.cli.prune", "Take a pin away."),
@@ -47,7 +49,8 @@ Exit statuses:
   0   done
   1   drill and demo found a difference, the doctor what does not fit
   10  bad address or selector      11  bad setting or environment value
-  20  the store failed             21  no such object
+  12  a value that cannot be held  20  the store failed
+  21  no such object               22  there is a run already
   23  no such bucket               24  denied
   25  no credentials               26  unavailable
   27  outcome unknown              28  the store ignores conditions

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -93,8 +93,12 @@ class Layout:
     header: bytes
 
 
-def layout(specs: Sequence[TensorSpec]) -> Layout:
+def layout(specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None) -> Layout:
     """Lays out tensors; a pure function of name, dtype and shape, so that it can be done again.
+
+    Args:
+        specs: the tensors.
+        metadata: texts for the header's `__metadata__`; packs of a run have none.
 
     Large items come first, so every tensor is aligned to its item size; the data section starts at a multiple of 8.
 
@@ -105,7 +109,8 @@ def layout(specs: Sequence[TensorSpec]) -> Layout:
     names = [spec.name for spec in specs]
     kinds = kinds_of(specs)
     _require_unique(names)
-    offsets, place, header = [0] * len(specs), 0, []
+    offsets, place = [0] * len(specs), 0
+    header = [] if metadata is None else [f'"__metadata__":{json.dumps(metadata)}']
     order = sorted(range(len(specs)), key=lambda index: -kinds[index].align_bytes)  # stable
     for index in order:
         offsets[index], end = place, place + kinds[index].size_bytes
@@ -204,7 +209,12 @@ def header_length(data: bytes, *, key: str) -> int:
 
 
 def read_header(data: bytes, *, key: str) -> tuple[Stored, ...]:
-    """The tensors of a pack, by place, from its first `header_length` bytes.
+    """The tensors of a pack, by place, from its first `header_length` bytes. Raises as `read_whole_header` does."""
+    return read_whole_header(data, key=key)[0]
+
+
+def read_whole_header(data: bytes, *, key: str) -> tuple[tuple[Stored, ...], Mapping[str, Any]]:
+    """The tensors of a pack and the header's metadata.
 
     Raises:
         Corrupt: not a header, sizes that do not fit the shapes, holes or overlaps.
@@ -218,14 +228,14 @@ def read_header(data: bytes, *, key: str) -> tuple[Stored, ...]:
         raise Corrupt(f"{key}: the header is not JSON: {error}", hint="use another snapshot") from error
     if type(body) is not dict or len(body) > MAX_TENSORS:
         raise Corrupt(f"{key}: the header is not an object of tensors", hint="use another snapshot")
-    body.pop("__metadata__", None)
+    metadata = body.pop("__metadata__", None)
     found = sorted((_stored(name, entry, key) for name, entry in body.items()), key=lambda one: (one.start, one.end))
     place = 0
     for one in found:
         if one.start != place:
             raise Corrupt(f"{key}: hole or overlap at {one.name}", hint="use another snapshot")
         place = one.end
-    return tuple(found)
+    return tuple(found), metadata if type(metadata) is dict else {}
 
 
 def _stored(name: str, entry: Any, key: str) -> Stored:

@@ -138,6 +138,15 @@ class Store(ABC):
         (multipart uploads are aborted).
         """
 
+    def put_resumed(
+        self, key: str, data: Sequence[Buffer], *, deadline: Deadline | None = None, progress: Progress | None = None
+    ) -> Stat:
+        """`put`, which goes on where an earlier one with the same bytes was interrupted, where the store can do that.
+
+        Nothing is visible before all is there. What a transfer that is given up has sent stays, unfinished.
+        """
+        return self.put(key, data, deadline=deadline, progress=progress)
+
     @abstractmethod
     def read(self, key: str, *, limit_bytes: int, deadline: Deadline | None = None) -> bytes:
         """The whole object.

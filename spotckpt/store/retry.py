@@ -104,6 +104,16 @@ class Retrying(Store):
             lambda: self.inner.put(key, data, deadline=deadline, progress=told.new_try(), reading=reading), deadline
         )
 
+    def put_resumed(
+        self, key: str, data: Sequence[Buffer], *, deadline: Deadline | None = None, progress: Progress | None = None
+    ) -> Stat:
+        """See `Store.put_resumed`."""
+        deadline = self.until(deadline, size_bytes=size_of(data))
+        told = _Told(progress)
+        return self._run(
+            lambda: self.inner.put_resumed(key, data, deadline=deadline, progress=told.new_try()), deadline
+        )
+
     def read(self, key: str, *, limit_bytes: int, deadline: Deadline | None = None) -> bytes:
         """See `Store.read`."""
         deadline = self.until(deadline, size_bytes=limit_bytes)

@@ -98,14 +98,31 @@ class S3Store(Store):
     ) -> Stat:
         """See `Store.put`. Up to 16 MiB in one request, above that in parts."""
         size_bytes = size_of(data)
-        deadline = self.until(deadline, size_bytes=size_bytes)
-        call = replace(self._call("put", key, deadline, mutates=True), pace=self._limiter, sent=self._sent)
+        call = self._call_to_put(key, size_bytes, deadline)
         if size_bytes > SINGLE_PUT_BYTES:
             Upload(self._client, call, self._place(key), self.clock).send(data, progress, reading)
         else:
             self._put_object(call, key, Body(data, reading=reading))
             if progress is not None:
                 progress(size_bytes)
+        return self._arrived(call, key, size_bytes)
+
+    def put_resumed(
+        self, key: str, data: Sequence[Buffer], *, deadline: Deadline | None = None, progress: Progress | None = None
+    ) -> Stat:
+        """See `Store.put_resumed`: of what is sent in parts, those that are there need not go again."""
+        size_bytes = size_of(data)
+        if size_bytes <= SINGLE_PUT_BYTES:
+            return self.put(key, data, deadline=deadline, progress=progress)
+        call = self._call_to_put(key, size_bytes, deadline)
+        Upload(self._client, call, self._place(key), self.clock).go_on(data, progress)
+        return self._arrived(call, key, size_bytes)
+
+    def _call_to_put(self, key: str, size_bytes: int, deadline: Deadline | None) -> Call:
+        until = self.until(deadline, size_bytes=size_bytes)
+        return replace(self._call("put", key, until, mutates=True), pace=self._limiter, sent=self._sent)
+
+    def _arrived(self, call: Call, key: str, size_bytes: int) -> Stat:
         found = self.stat(key, deadline=call.deadline)
         if found.size_bytes != size_bytes:
             raise StoreError("put", call.key, f"{size_bytes} bytes were sent, {found.size_bytes} are there")

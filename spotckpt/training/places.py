@@ -36,7 +36,11 @@ class Place:
 
 
 class Target:
-    """A loaded position."""
+    """A loaded position.
+
+    One that was imported from another program's checkpoint says `epoch` and `step` only; the first loop tells which of
+    them counts here. (A loop over batches without epochs begins anew.)
+    """
 
     def __init__(self, state: Mapping[str, Any]) -> None:
         self.state = state
@@ -44,6 +48,27 @@ class Target:
         self.left_by: str = state["left_by"]
         self.active: Mapping[str, Any] | None = state["active"]
         self.ended_steps: dict[str, int] | None = state["ended_steps"]
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether only its epoch and step are known, and no loop has told yet which counts."""
+        return self.state.get("imported") is not None
+
+    def in_epochs(self) -> Target:
+        """The same, where the first loop is over epochs."""
+        if not self.is_imported:
+            return self
+        imported = self.state["imported"]
+        place = {"loop": 1, "epoch": int(imported["epoch"]), "over": False, "calls": 0}
+        return Target({**self.state, "place": place, "imported": None})
+
+    def in_steps(self) -> Target:
+        """The same, where the first loop is over steps."""
+        if not self.is_imported:
+            return self
+        imported = self.state["imported"]
+        active = {"kind": "steps", "count": int(imported["step"]), "start": None, "cold": True}
+        return Target({**self.state, "active": active, "imported": None})
 
     def count(self, kind: str) -> int:
         """How much of the active loop was consumed.

@@ -115,8 +115,14 @@ class Position:
         """Takes over a decoded `state()`; before the first loop. The loops then lead there."""
         assert self._place == Place(), "a position is loaded before the first loop"
         self._target = Target(state)
-        self._generators.load(state["generators"])
+        if state["generators"] is not None:  # another program's checkpoint may not have them
+            self._generators.load(state["generators"])
         self._warm = set(state["warm"])
+
+    def begin_without_loops(self) -> None:
+        """A boundary before any loop: an imported position has no loop to lead to."""
+        if self._target is not None and self._target.is_imported:
+            self.arrive()
 
     def arrive(self) -> None:
         """Puts the generators of a loaded position back now, for a program without our loops. Idempotent."""
@@ -161,6 +167,7 @@ class Position:
     def _enter_epochs(self, num_epochs: int) -> None:
         if self._in_epochs or self._token is not None:
             raise UsageError("run.epochs inside another loop of the run", hint="use a plain range for the inner loop")
+        self._target = self._target and self._target.in_epochs()
         self._move(self._place)
         self._check_not_passed()
         place = Place(self._place.loop + 1)
@@ -226,6 +233,7 @@ class Position:
 
     def steps(self, num_steps: int, *, on_boundary: Callable[[], None]) -> Iterator[int]:
         """Yields the steps that are left, counted from 0; `on_boundary()` after each body."""
+        self._target = self._target and self._target.in_steps()
         token = self._enter_call(None)
         exhausted = None
         try:

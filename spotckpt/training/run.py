@@ -170,6 +170,7 @@ class Run:
         """
         if self._over:
             return
+        self._position.begin_without_loops()
         self._settle()
         self._next_step()
 
@@ -278,7 +279,8 @@ class Run:
         self.vars.restore(saved.own["vars"])
         position = saved.own["position"]
         self._position.load(position)
-        if position["place"]["loop"] == position["place"]["calls"] == 0 and position["active"] is None:
+        place, imported = position["place"], position.get("imported") is not None
+        if place["loop"] == place["calls"] == 0 and position["active"] is None and not imported:
             self._rng_before_loops = position["generators"]["rng"]
         self._gradients = saved.own.get("gradients", {})
 

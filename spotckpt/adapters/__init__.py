@@ -1,0 +1,1 @@
+"""Interfaces of other checkpoint packages, over spotckpt."""

@@ -1,0 +1,33 @@
+"""The command line in a process of its own, that can be killed; a fork of one that has torch imported."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["spotckpt.moving.push", "spotckpt.moving.files", "tests.moving.processes"])
+
+
+def start(said: Path, *arguments: str) -> BaseProcess:
+    """Runs `spotckpt`; what it prints goes to that file, its exit status is that of the process."""
+    process = _PROCESSES.Process(target=_run, args=(arguments, dict(os.environ), str(said)))
+    process.start()
+    return process
+
+
+def _run(arguments: tuple[str, ...], environment: dict[str, str], said: str) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    with open(said, "w") as file:  # noqa: PTH123
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from spotckpt.cli.main import main
+
+    status = main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
