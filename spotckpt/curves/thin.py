@@ -47,20 +47,21 @@ def _showing(y: Floats) -> list[int]:
     return places
 
 
-def smooth(y: Floats, width: int) -> Floats:
-    """The mean of the last `width` values, at the start of as many as there are; what is not finite is left out.
+def smooth(x: NDArray[Any], y: Floats, width: float) -> Floats:
+    """The mean of the values of the last `width` units of x, at the start of as many as there are.
 
-    Where the value itself is not finite, so is the mean: NaN.
+    What is not finite is left out; where the value itself is not finite, the mean is NaN.
 
     Args:
+        x: number[n], growing.
         y: float64[n].
-        width: at least 1.
+        width: more than 0.
     """
     finite = np.isfinite(y)
     known = np.where(finite, y, 0.0)
     middle = known.sum() / max(1, finite.sum())  # sums of what is left over lose no digits
     sums = np.concatenate(([0.0], np.cumsum(np.where(finite, known - middle, 0.0))))
     counts = np.concatenate(([0], np.cumsum(finite)))
-    first = np.maximum(0, np.arange(len(y)) + 1 - width)
+    first = np.searchsorted(x, x - width, side="right")
     total, count = sums[1:] - sums[first], counts[1:] - counts[first]
     return np.where(finite, middle + total / np.maximum(1, count), np.nan)
