@@ -67,7 +67,8 @@ def curve(
     if png is not None:
         _draw_png(png, make_chart(subjects, Look(axis, log, smooth, width or 1200), wishes), width or 1200)
     if html is not None:
-        _draw_html(html, make_chart(subjects, Look(axis, log, smooth), wishes, most=sys.maxsize))
+        columns = _fineness(subjects)
+        _draw_html(html, make_chart(subjects, Look(axis, log, smooth, columns), wishes, most=sys.maxsize))
     if not (as_json or png or html):
         out = output.console(most=width or sys.maxsize)
         columns = width or min(out.width, sys.maxsize if out.is_terminal else output.WIDTH)
@@ -79,6 +80,12 @@ def _read(text: str, *, left: bool, timeout_s: float) -> Subject:
     with open_run(address.uri, timeout_s=timeout_s, everything=True) as run:
         tip = find_snapshot(run, address) if names_snapshot(text) else None
         return read_subject(run.store, run.catalog, str(address), tip=tip, left=left, say=_say)
+
+
+def _fineness(subjects: Sequence[Subject]) -> int:
+    """A page of many curves has fewer points of each: about a hundred thousand altogether."""
+    curves = sum(len(names) for one in subjects for track in one.tracks for names in track.history.values())
+    return max(100, min(2000, 25_000 // max(1, curves)))
 
 
 def _say(text: str) -> None:
@@ -119,7 +126,7 @@ def _print(chart: Chart, columns: int) -> None:
 
 def _document(subject: Subject) -> dict[str, Any]:
     lines = [{**asdict(track.line), "tip": str(track.line.tip), "metrics": _metrics(track)} for track in subject.tracks]
-    return {"uri": subject.uri, "forks": subject.forks, "lines": lines}
+    return {"uri": subject.uri, "forked_from": list(map(asdict, subject.ancestors)), "lines": lines}
 
 
 def _metrics(track: Any) -> dict[str, int]:

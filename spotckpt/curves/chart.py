@@ -14,6 +14,7 @@ from spotckpt.curves.course import Line
 from spotckpt.curves.scales import Axis, Scales, scales_of
 from spotckpt.curves.thin import smooth, thin
 from spotckpt.errors import UsageError
+from spotckpt.snapshot.descent import Ancestor
 from spotckpt.snapshot.metrics import Best, History, Series
 
 if TYPE_CHECKING:
@@ -77,12 +78,14 @@ class Subject:
     Attributes:
         uri: its address, with a selector if only the way to that snapshot is meant.
         tracks: the main line, then those that were left.
-        forks: (address, step) of each run that it descends from: where it left that.
+        run_id: the run's.
+        ancestors: what it was forked from, the nearest first.
     """
 
     uri: str
     tracks: tuple[Track, ...]
-    forks: tuple[tuple[str, int], ...] = ()
+    run_id: str = ""
+    ancestors: tuple[Ancestor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,12 +153,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Lane:
-    """A run below the curves."""
+    """A run below the curves. Up to step `since` it is drawn by the run that it was forked from."""
 
     label: str
     style: int
     subject: Subject
     scales: tuple[Scales, ...]
+    since: int = 0
 
     @property
     def line(self) -> Line:
@@ -188,7 +192,7 @@ def make_chart(subjects: Sequence[Subject], look: Look, wishes: Sequence[Wish] =
     known = _known(subjects)
     wanted = _wanted(known, wishes)
     names = labels([subject.uri for subject in subjects])
-    lanes = tuple(_lane(number, *one) for number, one in enumerate(zip(names, subjects, strict=True)))
+    lanes = tuple(_lane(number, name, subjects) for number, name in enumerate(names))
     if not any(scales.has(look.axis) for lane in lanes for scales in lane.scales):
         raise UsageError(f"nothing tells where on an axis of {look.axis} anything lies", hint="use --axis step")
     titles = list(dict.fromkeys(_title(metric, subjects) for metric in wanted))
@@ -198,7 +202,7 @@ def make_chart(subjects: Sequence[Subject], look: Look, wishes: Sequence[Wish] =
     panels = []
     for title in shown:
         ours = [metric for metric in drawn if _title(metric, subjects) == title]
-        curves = (curve for metric in ours for lane in lanes for curve in _curves(metric, lanes, lane, look, wishes))
+        curves = (curve for metric in ours for lane in lanes for curve in _curves(metric, lane, look, wishes))
         panels.append(Panel(title, tuple(_of_set(curve, sets) if len(lanes) == 1 else curve for curve in curves)))
     return Chart(look, tuple(panels), lanes, tuple(metric for metric in known if metric not in drawn))
 
@@ -242,11 +246,22 @@ def _title(metric: str, subjects: Sequence[Subject]) -> str:
     return metric.partition("/")[2] if len(subjects) == 1 else metric
 
 
-def _lane(number: int, label: str, subject: Subject) -> Lane:
+def _lane(number: int, label: str, subjects: Sequence[Subject]) -> Lane:
+    subject = subjects[number]
     began = [one.clock[0][1] for track in subject.tracks for one in track.line.stretches if one.clock]
     origin = min(began, default=None)
     scales = tuple(scales_of(track.line, track.history, origin=origin) for track in subject.tracks)
-    return Lane(label, number, subject, scales)
+    return Lane(label, number, subject, scales, _since(subject, subjects))
+
+
+def _since(subject: Subject, subjects: Sequence[Subject]) -> int:
+    drawn = {
+        (other.run_id, point.snapshot): point.step
+        for other in subjects
+        for track in other.tracks
+        for point in track.line.points
+    }
+    return max([drawn.get((one.run_id, one.snapshot), 0) for one in subject.ancestors], default=0)
 
 
 def _of_set(curve: Curve, sets: Sequence[str]) -> Curve:
@@ -254,17 +269,15 @@ def _of_set(curve: Curve, sets: Sequence[str]) -> Curve:
     return replace(curve, label=set_, style=sets.index(set_))
 
 
-def _curves(metric: str, lanes: Sequence[Lane], lane: Lane, look: Look, wishes: Sequence[Wish]) -> Iterator[Curve]:
+def _curves(metric: str, lane: Lane, look: Look, wishes: Sequence[Wish]) -> Iterator[Curve]:
     """What the run has of a metric. What it shares with another run or line is drawn once, by that one."""
     set_, _, name = metric.partition("/")
     mode = next((one.mode for one in wishes if one.mode and fnmatchcase(metric, one.glob)), "") or better(metric)
-    drawn = {other.subject.uri for other in lanes}
-    shared = max([step for uri, step in lane.subject.forks if uri in drawn], default=0)
     for number, (track, scales) in enumerate(zip(lane.subject.tracks, lane.scales, strict=True)):
         series = track.history.get(set_, {}).get(name)
         if series is None or not series.is_scalar or not scales.has(look.axis):
             continue
-        columns = _after(series, track.line.since if number else shared)
+        columns = _after(series, track.line.since or lane.since)
         if not len(columns[0]):
             continue
         best = _best(series, mode) if mode and not number else None

@@ -10,7 +10,7 @@ import numpy as np
 from spotckpt.curves import words
 from spotckpt.curves.chart import Chart, Lane
 from spotckpt.curves.course import Interruption, Kind, Line, Stretch
-from spotckpt.curves.scales import Scales
+from spotckpt.curves.scales import Axis, Scales
 
 MOST_EXPLAINED = 8
 """Interruptions that are told one by one."""
@@ -30,11 +30,16 @@ class Row:
     left: bool
 
     def span(self, chart: Chart, stretch: Stretch) -> tuple[float, float]:
-        """Of an attempt, on the chart's axis; of a line that was left, what lies after that."""
-        first, last = self.scales.span(chart.look.axis, stretch)
-        if self.line.since:
-            first = max(first, self.at(chart, self.line.since))
-        return first, last
+        """Of an attempt, on the chart's axis, as far as no other row has it."""
+        return self.span_on(chart.look.axis, stretch)
+
+    def span_on(self, axis: Axis, stretch: Stretch) -> tuple[float, float]:
+        """The same on any axis."""
+        first, last = self.scales.span(axis, stretch)
+        since = self.line.since or self.lane.since
+        if since:
+            first = max(first, self.scales.moment(axis, since, None))
+        return first, max(first, last)
 
     def at(self, chart: Chart, step: int, time: float | None = None) -> float:
         """The place of a step, or of a time if that is the axis, on the chart's axis."""

@@ -41,20 +41,27 @@ def draw_png(chart: Chart, *, width: int = 1200) -> bytes:
     Raises:
         UsageError: matplotlib is not installed.
     """
+    buffer = io.BytesIO()
+    make_figure(chart, width=width).savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def make_figure(chart: Chart, *, width: int) -> Figure:
+    """What `draw_png` draws. Nothing global of matplotlib is touched."""
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError("a picture needs matplotlib", hint='pip install "spotckpt[curves]"') from error
-    inches = width / DPI
-    rows = rows_of(chart)
+    inches, rows = width / DPI, rows_of(chart)
     handles, columns, legend = _handles(chart, rows, inches)
     heads = [_Head(chart, panel, inches) for panel in chart.panels]
     below = 0.3 + 0.24 * len(rows)
     heights = [min(2.3, max(1.5, 0.32 * inches)) + 0.2 * head.lines for head in heads] or [1.5]
     with matplotlib.rc_context(_TEXT):
         figure = Figure(figsize=(inches, sum(heights) + below + legend + 0.8), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
         ratios = [*heights, below]
         axes = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
         divisor, unit = unit_of(chart, rows)
@@ -67,9 +74,7 @@ def draw_png(chart: Chart, *, width: int = 1200) -> bytes:
         axes[-1].set_xlabel(words.axis_title(chart, unit))
         _head(figure, chart, handles, columns)
         _ticks(axes[-1], chart, inches)
-        buffer = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure
 
 
 def _colour(style: int) -> tuple[str, Any]:

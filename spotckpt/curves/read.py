@@ -46,7 +46,8 @@ def read_subject(
         tracks += _readable(store, catalog, others[:MOST_LEFT], say)
         if len(others) > MOST_LEFT:
             say(f"of {len(others)} lines that were left only the newest {MOST_LEFT} are drawn")
-    return Subject(uri, tuple(tracks))
+    run = catalog.run
+    return Subject(uri, tuple(tracks), run.run_id if run else "", run.forked_from if run else ())
 
 
 def _read(store: Store, catalog: Catalog, line: Line) -> Track:

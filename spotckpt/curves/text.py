@@ -131,7 +131,7 @@ def _panel(chart: Chart, panel: Panel, frame: _Frame, signs: Signs, coloured: bo
     for number, line in enumerate(grid.lines()):
         value = high if number == 0 else low if number == height - 1 else np.nan
         label = words.number(value) if np.isfinite(value) else ""
-        yield Text(label.rjust(frame.left) + ("┤" if signs.braille else "|"), "dim") + line
+        yield Text.assemble((label.rjust(frame.left) + ("┤" if signs.braille else "|"), "dim"), line)
 
 
 def _range(chart: Chart, panel: Panel) -> tuple[float, float]:
@@ -215,6 +215,8 @@ def _row(chart: Chart, row: Row, frame: _Frame, signs: Signs) -> Iterator[Text]:
     bar = [" "] * frame.columns
     for number, stretch in enumerate(row.line.stretches):
         first, last = (frame.cell(edge) for edge in row.span(chart, stretch))
+        if first == last:
+            continue
         bar[first : last + 1] = signs.bar[number % 2] * (last + 1 - first)
         name = str(stretch.attempt)
         if last - first > len(name) + 1:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 
 from spotckpt.curves.chart import Chart, Curve, Lane
-from spotckpt.curves.course import Interruption, Kind, Line, ResumePoint
+from spotckpt.curves.course import Interruption, Kind, Line, ResumePoint, Stretch
 from spotckpt.snapshot.metrics import Best
 
 KINDS: dict[Kind, str] = {
@@ -71,7 +71,19 @@ def interruption(end: Interruption) -> str:
 def resume_point(uri: str, point: ResumePoint) -> str:
     """One line, with the address that goes on from there."""
     when = f", {moment(point.at)}" if point.at is not None else ""
-    return f"step {point.step}{when}: resume with {_run_of(uri)}@{point.selector}"
+    return f"step {point.step}{when}: resume with {address(uri, point)}"
+
+
+def address(uri: str, point: ResumePoint) -> str:
+    """What goes on from there."""
+    return f"{_run_of(uri)}@{point.selector}"
+
+
+def attempt(stretch: Stretch) -> str:
+    """One line."""
+    where = f" on {stretch.host}" if stretch.host else ""
+    when = f", {moment(stretch.began)}" if stretch.began is not None else ""
+    return f"attempt {stretch.attempt}, steps {stretch.first} to {stretch.last}{where}{when}"
 
 
 def best(curve: Curve, found: Best, lane: Lane) -> str:

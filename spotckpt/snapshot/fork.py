@@ -287,7 +287,12 @@ def _complete(store: Store, record: RunRecord, manifest: Manifest) -> None:
     """The first attempt, its claim last."""
     write_base(store, Base(FIRST_ATTEMPT, None))
     beat = Heartbeat(
-        FIRST_ATTEMPT, 1, record.created, released=True, last_committed=record.forked_as, nonce=record.nonce,
+        FIRST_ATTEMPT,
+        1,
+        record.created,
+        released=True,
+        last_committed=record.forked_as,
+        nonce=record.nonce,
         ended="forked",
     )
     write_heartbeat(store, beat)

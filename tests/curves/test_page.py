@@ -1,0 +1,134 @@
+"""The page, as a browser without a network shows it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spotckpt.curves.chart import Look, Subject, make_chart
+from tests.curves.made import Columns, eventful_subject, history, plain
+from tests.curves.test_pictures import subjects
+
+draw_html = pytest.importorskip("spotckpt.curves.html").draw_html
+pytest.importorskip("plotly")
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed (apt-get install chromium)")
+
+ASK = """<script>
+(async () => {
+  const pause = (time) => new Promise((done) => setTimeout(done, time));
+  while (!document.body.dataset.drawn) await pause(20);
+  const plot = document.getElementById("plot"), found = {};
+  const traces = () =>
+    plot.data.map(({ meta, visible, x }) => ({ meta, visible, x: Array.from(x ?? []).slice(0, 3) }));
+  const hover = async (which) => {
+    const curveNumber = plot.data.findIndex((one) => one.meta && one.meta[which]);
+    Plotly.Fx.hover("plot", [{ curveNumber, pointNumber: 0 }], `x${plot.data[curveNumber].yaxis}`);
+    await pause(200);  // the library lets some time pass between two
+    return plot.querySelector(".hoverlayer").textContent;
+  };
+  found.width = document.documentElement.scrollWidth;
+  found.view = document.documentElement.clientWidth;
+  found.curves = plot.querySelectorAll(".scatterlayer .trace path.js-line").length;
+  found.points = await hover("points");
+  found.ends = await hover("ends");
+  found.best = await hover("best");
+  found.traces = traces();
+  found.texts = Array.from(document.querySelectorAll("#plot text"), (one) => one.textContent);
+  found.listed = Array.from(document.querySelectorAll("li"), (one) => one.textContent);
+  const axis = document.getElementById("axis");
+  found.axes = Array.from(axis.options, (one) => one.value);
+  const button = document.querySelector("#legend button");
+  button.click();
+  found.hidden = [button.getAttribute("aria-pressed"), traces()];
+  button.click();
+  axis.value = "time"; axis.onchange();
+  found.time = [plot.layout.xaxis.title.text, traces()];
+  document.getElementById("log").click();
+  found.log = plot.layout.yaxis.type;
+  found.requests = performance.getEntriesByType("resource").map((one) => one.name);
+  document.body.dataset.found = encodeURIComponent(JSON.stringify(found));
+})().catch((error) => (document.body.dataset.found = encodeURIComponent(JSON.stringify({ error: String(error) }))));
+</script></body>"""
+
+
+def look(tmp_path: Path, shown: list[Subject], *, width: int = 1000) -> dict[str, Any]:
+    """What a browser of that width makes of the page; one start."""
+    page = tmp_path / "page.html"
+    page.write_text(draw_html(make_chart(shown, Look())).replace("</body>", ASK))
+    command = [
+        *(str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+        *(f"--user-data-dir={tmp_path}/profile", f"--window-size={width},900", "--virtual-time-budget=20000"),
+        *("--dump-dom", f"file://{page}"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    told = re.search(r'data-found="([^"]+)"', done.stdout)
+    assert told is not None, done.stderr[-2000:]
+    from urllib.parse import unquote
+
+    found: dict[str, Any] = json.loads(unquote(told[1]))
+    assert "error" not in found, found
+    return found
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [500, 1300])
+def test_attempts_ends_points_and_bests_are_there_and_answer(tmp_path: Path, width: int) -> None:
+    found = look(tmp_path, [eventful_subject()], width=width)
+    assert found["width"] <= found["view"], "nothing sticks out to the right"
+    assert found["curves"] == 6
+    assert found["points"].startswith("step 100, 1970-01-01 00:18:20 UTC: resume with s3://bucket/resnet50@step=100")
+    assert found["ends"].startswith("attempt 1 ended at step 341: spot notice (terminate); attempt 2 went on from")
+    assert "best train/loss 0.38052 at step 948; the snapshot before it: s3://bucket/resnet50@step=900" in found["best"]
+    assert {"loss", "top1", "1", "2", "5", "6", "resnet50", "left for @step=500", "step"} <= set(found["texts"])
+    assert sum("ended at step" in one for one in found["listed"]) == 5
+    assert any("60 steps replayed, 60 s lost" in one for one in found["listed"])
+    assert found["axes"] == ["step", "epoch", "time"]
+    pressed, traces = found["hidden"]
+    assert pressed == "false"
+    assert {one["visible"] for one in traces if one["meta"].get("group") == "train"} == {False}
+    assert {one["visible"] for one in traces if one["meta"].get("group") == "valid"} == {True}
+    title, traces = found["time"]
+    assert title == "minutes since the run began"
+    assert traces[0]["x"] != found["traces"][0]["x"]
+    assert found["log"] == "log"
+    assert found["requests"] == [], "the page asks nobody for anything"
+
+
+@needs_browser
+def test_ten_runs_names_that_look_like_markup_and_values_that_are_no_numbers(tmp_path: Path) -> None:
+    nasty = plain(
+        "s3://bucket/</script><b>x", history(**{"train__loss<img src=x>": Columns(range(3), [1, float("nan"), 0.5])})
+    )
+    found = look(tmp_path, [*subjects("many"), *subjects("odd"), nasty], width=900)
+    assert found["width"] <= found["view"]
+    texts = set(found["texts"])
+    assert {"lr-0", "lr-9", "✕", "▲", "▼"} <= texts
+    assert {"train/loss", "train/loss<img src=x>"} <= texts, "names are shown as they are"
+    assert found["requests"] == []
+
+
+@needs_browser
+def test_a_page_without_any_number(tmp_path: Path) -> None:
+    page = draw_html(make_chart(subjects("none"), Look()))
+    (tmp_path / "page.html").write_text(page)
+    command = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    done = subprocess.run(
+        [*command, "--virtual-time-budget=10000", "--dump-dom", f"file://{tmp_path}/page.html"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert 'data-drawn="yes"' in done.stdout and "no number was logged" in done.stdout
+
+
+def test_the_page_is_one_file_of_a_reasonable_size_whatever_was_logged() -> None:
+    page = draw_html(make_chart(subjects("ten million"), Look()))
+    assert len(page) < 5_500_000
+    head = page.replace(pytest.importorskip("plotly.offline").get_plotlyjs(), "")
+    assert not re.search(r"https?://|src=|@import|href=", head)
