@@ -36,6 +36,7 @@ VERBS = {
     "unpin": _Verb("spotckpt.cli.prune", "Take a pin away."),
     "fork": _Verb("spotckpt.cli.fork", "Begin another run with a snapshot of this one, sharing its bytes."),
     "curve": _Verb("spotckpt.cli.curve", "Draw the curves of runs, interruptions, points to resume from."),
+    "history": _Verb("spotckpt.cli.history", "Write metrics as CSV, JSON lines, Parquet, or for TensorBoard."),
     "status": _Verb("spotckpt.cli.agent", "Show what the agent of this machine is doing."),
     "notify": _Verb("spotckpt.cli.agent", "Tell the agent by hand that the machine will go."),
     "agent": _Verb("spotckpt.cli.agent", "Run the agent in the foreground."),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spotckpt.curves.course import Line
-from spotckpt.curves.scales import Axis, Scales, scales_of
+from spotckpt.curves.scales import Axis, Scales, has_own_steps, own_scales, scales_of
 from spotckpt.curves.thin import smooth, thin
 from spotckpt.errors import UsageError
 from spotckpt.snapshot.descent import Ancestor
@@ -106,6 +106,7 @@ class Curve:
         count: of the values before thinning.
         mode: which way is better, `min`, `max` or empty.
         best: of all values of a main line; None if nobody says which way is better.
+        own_steps: the steps are not the run's.
     """
 
     run: int
@@ -121,6 +122,7 @@ class Curve:
     count: int
     mode: str
     best: Best | None
+    own_steps: bool = False
 
     @property
     def shown(self) -> Floats:
@@ -275,13 +277,15 @@ def _curves(metric: str, lane: Lane, look: Look, wishes: Sequence[Wish]) -> Iter
     mode = next((one.mode for one in wishes if one.mode and fnmatchcase(metric, one.glob)), "") or better(metric)
     for number, (track, scales) in enumerate(zip(lane.subject.tracks, lane.scales, strict=True)):
         series = track.history.get(set_, {}).get(name)
-        if series is None or not series.is_scalar or not scales.has(look.axis):
+        if series is None or not series.is_scalar:
             continue
-        columns = _after(series, track.line.since or lane.since)
-        if not len(columns[0]):
+        own = has_own_steps(series)
+        scales = own_scales(series) if own else scales  # noqa: PLW2901
+        columns = _after(series, 0 if own else track.line.since or lane.since)
+        if not len(columns[0]) or not scales.has(look.axis):
             continue
         best = _best(series, mode) if mode and not number else None
-        curve = Curve(lane.style, lane.label, metric, lane.style, number > 0, scales, *columns, mode, best)
+        curve = Curve(lane.style, lane.label, metric, lane.style, number > 0, scales, *columns, mode, best, own)
         yield _thinned(curve, look)
 
 

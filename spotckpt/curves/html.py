@@ -72,11 +72,14 @@ class _Placer:
 
     def column(self, scales: Scales, steps: NDArray[np.int64]) -> dict[str, str]:
         """Of many steps, packed."""
-        return {axis: _packed(scales.place(axis, steps) / by) for axis, by in self._divisors.items()}
+        return {axis: _packed(scales.place(axis, steps) / by) for axis, by in self._known_by(scales)}
 
     def place(self, scales: Scales, step: int, time: float | None = None) -> dict[str, float | None]:
         """Of one step, or time."""
-        return {axis: _plain(scales.moment(axis, step, time) / by) for axis, by in self._divisors.items()}
+        return {axis: _plain(scales.moment(axis, step, time) / by) for axis, by in self._known_by(scales)}
+
+    def _known_by(self, scales: Scales) -> list[tuple[Axis, float]]:
+        return [one for one in self._divisors.items() if scales.has(one[0])]
 
     def span(self, row: Row, stretch: Any) -> dict[str, list[float | None]]:
         """Of an attempt."""

@@ -90,19 +90,31 @@ class Scales:
 def scales_of(line: Line, history: History, *, origin: float | None) -> Scales:
     """The scales of a line; epochs as the history tells."""
     first: dict[int, int] = {}
-    for series in _scalars(history):
-        steps, epochs, _ = series.columns()
-        begins = np.concatenate(([0], np.flatnonzero(np.diff(epochs)) + 1))
-        for place in begins if len(epochs) else ():
-            epoch, step = int(epochs[place]), int(steps[place])
-            if epoch >= 0:
-                first[epoch] = min(step, first.get(epoch, step))
+    for names in history.values():
+        for series in names.values():
+            if series.is_scalar and not has_own_steps(series):
+                for step, epoch in _beginnings(series):
+                    first[epoch] = min(step, first.get(epoch, step))
     return Scales(line.stretches, tuple((step, epoch) for epoch, step in sorted(first.items())), origin)
 
 
-def _scalars(history: History) -> Iterator[Series]:
-    for names in history.values():
-        yield from (series for series in names.values() if series.is_scalar)
+def own_scales(series: Series) -> Scales:
+    """Of a metric whose steps are the caller's own, and so say nothing of the run's: its epochs tell where it was."""
+    return Scales((), tuple(_beginnings(series)))
+
+
+def has_own_steps(series: Series) -> bool:
+    """Whether it was logged with `step=`."""
+    return bool(getattr(series, "given", False))
+
+
+def _beginnings(series: Series) -> Iterator[tuple[int, int]]:
+    """(step, epoch) where each epoch begins."""
+    steps, epochs, _ = series.columns()
+    begins = np.concatenate(([0], np.flatnonzero(np.diff(epochs)) + 1))
+    for place in begins if len(epochs) else ():
+        if epochs[place] >= 0:
+            yield int(steps[place]), int(epochs[place])
 
 
 def _interpolate(steps: NDArray[np.int64], clock: tuple[tuple[int, float], ...]) -> Floats:

@@ -92,7 +92,9 @@ def best(curve: Curve, found: Best, lane: Lane) -> str:
     exact = [point for point in points if point.step == found.step]
     before = [point for point in points if point.step < found.step]
     where = f"{_run_of(lane.subject.uri)}@"
-    if exact:
+    if curve.own_steps:
+        way = ""
+    elif exact:
         way = f": resume with {where}{exact[-1].selector}"
     else:
         way = f"; the snapshot before it: {where}{before[-1].selector}" if before else ""

@@ -41,10 +41,11 @@ def spotckpt(*arguments: str, **environment: str) -> Done:
 
 def in_process(*arguments: str) -> Done:
     """The same without the second that a new interpreter takes."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline=""), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         status = main(arguments)
-    return Done(status, out.getvalue(), err.getvalue())
+    out.flush()
+    return Done(status, out.buffer.getvalue().decode(), err.getvalue())  # type: ignore[attr-defined]
 
 
 def on_terminal(*arguments: str, columns: int = 100, **environment: str) -> Done:
