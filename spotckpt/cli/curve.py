@@ -54,7 +54,7 @@ def curve(
     timeout_s: float,
     as_json: bool,
 ) -> None:
-    """Draw the curves of runs, with their attempts, interruptions and the points to resume from.
+    """Draw metrics, interruptions and points to resume from.
 
     URI may end in a selector: then it is the way to that snapshot. Without --metric all metrics are drawn, the first
     eight in one picture. The best value is marked where the metric's name tells which way is better, or with :max or

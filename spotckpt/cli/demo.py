@@ -25,7 +25,7 @@ Example:
 @keep_option
 @s3_port_option
 def demo(seed: int, keep: Path | None, s3_port: int | None) -> int:
-    """Interrupt a real training three ways and prove that nothing is lost.
+    """Interrupt a real training three ways; prove that nothing is lost.
 
     Starts an S3 server and an instance metadata server on this machine, trains once without spotckpt, and once with a
     spot notice, with a machine that is killed in the middle of an upload, and to the end on a third one. Then compares

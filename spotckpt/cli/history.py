@@ -42,11 +42,11 @@ _WRITERS: dict[str, Callable[[Iterator[Chunk], BinaryIO], None]] = {
 def history(
     *, address: str, metrics: Sequence[str], form: str, to: Path | None, tensorboard: Path | None, timeout_s: float
 ) -> None:
-    """Write the metric history of a run, every value as it was logged.
+    """Write the metrics of a run for other programs.
 
-    URI may end in a selector: the history up to that snapshot. Rows are set, name, step, epoch and value. Numbers are
-    exact, NaN and infinities stay; values that are no numbers are JSON. A file is written whole or not at all.
-    --tensorboard writes event files; their numbers are float32, as TensorBoard's own.
+    URI may end in a selector: the history up to that snapshot. Each value is a row of set, name, step, epoch and value,
+    as it was logged. Numbers are exact, NaN and infinities stay; values that are no numbers are JSON. A file is written
+    whole or not at all. --tensorboard writes event files; their numbers are float32, as TensorBoard's own.
     """
     subject = _read(address, timeout_s=timeout_s)
     if tensorboard is not None:

@@ -35,15 +35,15 @@ VERBS = {
     "pin": _Verb("spotckpt.cli.prune", "Keep a snapshot under a name, whatever is pruned."),
     "unpin": _Verb("spotckpt.cli.prune", "Take a pin away."),
     "fork": _Verb("spotckpt.cli.fork", "Begin another run with a snapshot of this one, sharing its bytes."),
-    "curve": _Verb("spotckpt.cli.curve", "Draw the curves of runs, interruptions, points to resume from."),
-    "history": _Verb("spotckpt.cli.history", "Write metrics as CSV, JSON lines, Parquet, or for TensorBoard."),
+    "curve": _Verb("spotckpt.cli.curve", "Draw metrics, interruptions and points to resume from."),
+    "history": _Verb("spotckpt.cli.history", "Write the metrics of a run for other programs."),
     "status": _Verb("spotckpt.cli.agent", "Show what the agent of this machine is doing."),
     "notify": _Verb("spotckpt.cli.agent", "Tell the agent by hand that the machine will go."),
     "agent": _Verb("spotckpt.cli.agent", "Run the agent in the foreground."),
     "exec": _Verb("spotckpt.cli.exec", "Run a command beside an agent, in one process tree."),
     "doctor": _Verb("spotckpt.cli.doctor", "Measure whether a snapshot fits into a spot notice here."),
     "drill": _Verb("spotckpt.cli.drill", "Interrupt your training, and see if it ends the same."),
-    "demo": _Verb("spotckpt.cli.demo", "Interrupt a real training three ways and prove that nothing is lost."),
+    "demo": _Verb("spotckpt.cli.demo", "Interrupt a real training three ways; prove that nothing is lost."),
 }
 
 _EPILOG = """\b
