@@ -63,9 +63,10 @@ def _faster(facts: Facts, total_s: float) -> str:
         else "a bucket in the instance's region behind a gateway endpoint (aws ec2 create-vpc-endpoint --vpc-id VPC "
         "--service-name com.amazonaws.REGION.s3 --route-table-ids TABLE), or an instance type with more network"
     )
+    age = math.ceil(minutes + total_s / 60)
     return (
-        f"{size_text(needed)}/s would do: {line}; else what was committed before is what is left, at most "
-        f'{minutes} min and the upload old with every="{minutes}min"'
+        f"{size_text(needed)}/s would do: {line}; else the snapshot before the notice is what is left, with "
+        f'every="{minutes}min" at most {age} min old'
     )
 
 
