@@ -32,7 +32,10 @@ def time_rows(facts: Facts) -> list[Row]:
 
 def _rate(name: str, speed: Speed, facts: Facts) -> Row:
     if speed.bytes_per_s is None:
-        return Row(name, f"not measured: {speed.why or 'the store cannot be used'}", "-")
+        found = f"not measured: {speed.why or 'the store cannot be used'}"
+        if not facts.bucket.allows({"upload": "put", "download": "get"}[name]):
+            return Row(name, found, "-")  # the row of that permission says what to do
+        return Row(name, found, "does not fit", "look at the network between here and the store, and measure again")
     found = f"{size_text(speed.bytes_per_s)}/s, by {size_text(speed.measured_bytes)}"
     size = facts.state.size_bytes
     if name == "download" and size is not None:

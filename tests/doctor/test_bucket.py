@@ -17,7 +17,7 @@ from spotckpt.store.base import MIB
 from spotckpt.store.lifecycle import days_of
 from spotckpt.store.open import open_store
 from tests.support.groups import GroupServer
-from tests.support.proxy import Proxy, strip_header
+from tests.support.proxy import Proxy, stall_request, strip_header
 from tests.support.rights import enforce, user
 from tests.support.servers import S3Env, free_port, running
 
@@ -82,6 +82,17 @@ def test_a_slow_line_is_given_up_in_time_and_leaves_nothing(seaweed_env, monkeyp
     assert 1e6 < (found.upload.bytes_per_s or 0) < 8e6
     assert found.download.measured_bytes == MIB
     assert allowed(found) == EVERYTHING
+    assert (seaweed_env.keys(), seaweed_env.uploads()) == ([], [])
+
+
+def test_a_line_that_dies_is_told_in_time(seaweed_env, monkeypatch):
+    with Proxy(seaweed_env.url) as proxy:
+        proxy.on("PUT", "partNumber=", stall_request(100_000), times=float("inf"))
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        found = look(seaweed_env.uri, seconds=2.0, timeout_s=1.0)
+    assert found.upload.bytes_per_s is None
+    assert found.upload.why
+    assert "multipart" not in allowed(found)
     assert (seaweed_env.keys(), seaweed_env.uploads()) == ([], [])
 
 

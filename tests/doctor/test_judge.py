@@ -59,7 +59,8 @@ BROKEN = {
         rows(bucket={"expiry_days": None, "expiry_unknown": "403"}),
         "lifecycle rule", "-", "not known: 403", "s3:GetLifecycleConfiguration",
     ),
-    "no upload": (rows(bucket={"upload": Speed(why="put is not possible")}), "spot notice", "-", "upload rate", ""),
+    "dead line": (rows(bucket={"upload": Speed(why="reset")}), "upload", "does not fit", "measured: reset", "network"),
+    "dead line back": (rows(bucket={"download": Speed(why="cut")}), "download", "does not fit", "cut", "network"),
     "slow": (
         rows(bucket={"upload": Speed(50e6, GB)}), "spot notice", "does not fit", "202 s of 110 s", "92.7 MB/s would do",
     ),
@@ -155,6 +156,12 @@ def test_in_a_directory_nothing_is_asked_that_only_s3_has():
     assert {row.verdict for row in found.values()} == {"fits", "-"}
     denied = refused("put", hint="chmod u+w /runs")
     assert rows(bucket={"uri": "file:///runs/a", **denied})["put"].remedy == "chmod u+w /runs"
+
+
+def test_without_a_rate_there_is_no_verdict_on_time():
+    found = rows(bucket={"upload": Speed(why="put is not possible"), **refused("put")})
+    assert {found[check].verdict for check in ("upload", "spot notice", "SIGTERM", "torchrun")} == {"-"}
+    assert "upload rate" in found["spot notice"].found
 
 
 def test_slots_go_where_there_is_room():
