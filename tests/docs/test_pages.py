@@ -18,7 +18,7 @@ ELSEWHERE = {
     "spotckpt drill": "tests/drill/test_drill.py",
     "spotckpt agent": "tests/docs/conftest.py",
 }
-"""What takes minutes, or goes on until it is stopped: the file whose tests run it."""
+"""What takes minutes, or goes on until it is stopped: the file whose tests run it. Here its options are checked."""
 WANTED = ("getting-started", "resuming", "metrics", "ec2", "format", "reliability", "performance")
 
 
@@ -42,7 +42,9 @@ def check(world: World, commands: list[Command], home: Path | None = None) -> li
     """Runs them; what each of them said to standard error."""
     said = []
     for command in commands:
-        if not is_run_elsewhere(command):
+        if is_run_elsewhere(command):
+            assert not unknown_options(command.text), command.text
+        else:
             done = world.run(command, home)
             said.append(done.err)
             statuses = (0, 1) if is_verdict(command) else (command.status,)
