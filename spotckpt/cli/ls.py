@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from spotckpt.cli import output
-from spotckpt.cli.runs import AttemptRow, Overview, SnapshotRow, address_of_run, read_overview
+from spotckpt.cli.runs import AttemptRow, Overview, SnapshotRow, address_of_run, descent, read_overview
+from spotckpt.snapshot.records import RunRecord
 
 
 @click.command(
@@ -41,10 +42,19 @@ def ls(uri: str, last: int, timeout_s: float, as_json: bool) -> None:
 def _document(overview: Overview) -> Mapping[str, Any]:
     return {
         "uri": overview.uri,
-        "run": None if overview.run is None else {"run_id": overview.run.run_id, "created": overview.run.created},
+        "run": None if overview.run is None else _run(overview.run),
         "attempts": [asdict(row) for row in overview.attempts],
         "snapshots": [asdict(row) for row in overview.snapshots],
         "snapshots_not_shown": overview.not_shown,
+    }
+
+
+def _run(run: RunRecord) -> Mapping[str, Any]:
+    return {
+        "run_id": run.run_id,
+        "created": run.created,
+        "forked_from": [one.to_json() for one in run.forked_from],
+        "overrides": run.overrides,
     }
 
 
@@ -52,6 +62,8 @@ def _show(overview: Overview) -> None:
     now = time.time()
     created = f", begun {output.ago(now - overview.run.created)} ago" if overview.run else ""
     output.emit_line(f"{overview.uri}{created}", style="bold")
+    if overview.run and overview.run.forked_from:
+        output.emit_line(descent(overview.run)[0])
     output.emit_line()
     output.emit_table(_attempts(overview.attempts, now))
     output.emit_line()

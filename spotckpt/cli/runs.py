@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -11,7 +12,7 @@ import click
 
 from spotckpt.address import NEWEST, Address
 from spotckpt.errors import AddressError, Corrupt, NoSuchSnapshot, NotFound, SnapshotError
-from spotckpt.snapshot.catalog import Catalog, read_catalog
+from spotckpt.snapshot.catalog import FIRST_ATTEMPT, Catalog, read_catalog
 from spotckpt.snapshot.choose import choose
 from spotckpt.snapshot.fetch import evaluated_of, read_manifests
 from spotckpt.snapshot.keys import SnapshotId, manifest_key
@@ -166,6 +167,7 @@ def read_overview(uri: str, *, last: int, timeout_s: float) -> Overview:
 def _attempt_row(catalog: Catalog, number: int, now: float) -> AttemptRow:
     claim, base, beat = catalog.claims.get(number), catalog.bases.get(number), catalog.heartbeats.get(number)
     seen = beat.time if beat else claim.created if claim else None
+    forked = catalog.run is not None and catalog.run.forked_from
     live = seen is not None and now - seen < LIVE_WITHIN_S and number == catalog.highest
     return AttemptRow(
         attempt=number,
@@ -175,10 +177,17 @@ def _attempt_row(catalog: Catalog, number: int, now: float) -> AttemptRow:
         host=claim.holder.host if claim else "",
         instance=claim.holder.instance if claim else "",
         selector=claim.selector if claim else "",
-        continues=base.snapshot or "start" if base else None,
+        continues=(base.snapshot or ("fork" if forked and number == FIRST_ATTEMPT else "start")) if base else None,
         snapshots=sum(one.attempt == number for one in catalog.snapshots),
         last_committed=beat.last_committed if beat else None,
     )
+
+
+def descent(run: RunRecord) -> list[str]:
+    """Of a fork, a line for each run that it descends from, nearest first."""
+    values = ", ".join(f"{name}={json.dumps(value)}" for name, value in run.overrides.items())
+    lines = [f"forked from {one.uri}@{one.snapshot}" for one in run.forked_from]
+    return [lines[0] + (f", with {values}" if values else ""), *lines[1:]]
 
 
 def _pins(store: Store) -> tuple[dict[str, SnapshotId], list[SnapshotError]]:

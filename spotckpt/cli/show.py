@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import click
 
 from spotckpt.address import Address
 from spotckpt.cli import output
-from spotckpt.cli.runs import find_snapshot, open_run
+from spotckpt.cli.runs import Run, find_snapshot, open_run
 from spotckpt.errors import Corrupt
 from spotckpt.snapshot.choose import lineage
 from spotckpt.snapshot.fetch import read_manifest, read_part
@@ -46,19 +46,22 @@ def show(address: str, timeout_s: float, as_json: bool) -> None:
         snapshot = find_snapshot(run, parsed)
         manifest = read_manifest(run.store, snapshot, run_id=run.run_id)
         parts = [read_part(run.store, manifest, rank) for rank in range(manifest.world_size)]
-        ancestors = _ancestors(lineage(run.catalog, snapshot.attempt).ids, snapshot)
+        ancestors = _ancestors(run, snapshot)
     if as_json:
         output.emit(_document(parsed.uri, manifest, parts, ancestors))
     else:
         _show(parsed.uri, manifest, parts, ancestors)
 
 
-def _ancestors(line: Sequence[SnapshotId], snapshot: SnapshotId) -> list[SnapshotId]:
-    """What the snapshot was trained from, newest first."""
-    return list(line[line.index(snapshot) + 1 :]) if snapshot in line else []
+def _ancestors(run: Run, snapshot: SnapshotId) -> list[str]:
+    """What the snapshot was trained from, newest first; of other runs with their addresses."""
+    line, record = lineage(run.catalog, snapshot.attempt).ids, run.catalog.run
+    own = [str(one) for one in line[line.index(snapshot) :]] if snapshot in line else [str(snapshot)]
+    forked = record.forked_from if record is not None and record.forked_as in own else ()
+    return [*own[1:], *(f"{one.uri}@{one.snapshot}" for one in forked)]
 
 
-def _document(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[SnapshotId]) -> Mapping[str, Any]:
+def _document(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[str]) -> Mapping[str, Any]:
     facts = {name: value for name, value in vars(manifest).items() if name not in ("parts", "packs")}
     return {
         "uri": uri,
@@ -67,7 +70,7 @@ def _document(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[S
         "lost": None if manifest.lost is None else manifest.lost.to_json(),
         "parts": [vars(part) for part in manifest.parts],
         "packs": [vars(pack) for pack in manifest.packs],
-        "lineage": [str(one) for one in ancestors],
+        "lineage": ancestors,
         "tensors": [
             {"name": one.name, "dtype": one.dtype, "shape": one.shape, "size_bytes": one.size_bytes}
             for part in parts
@@ -77,7 +80,7 @@ def _document(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[S
     }
 
 
-def _show(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[SnapshotId]) -> None:
+def _show(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[str]) -> None:
     output.emit_line(f"{uri}@{manifest.snapshot}", style="bold")
     _section("", _facts(manifest, ancestors))
     metrics = sorted({*manifest.latest, *manifest.evaluated})
@@ -89,7 +92,8 @@ def _show(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[Snaps
         ]
         columns = ("METRIC", "LATEST", "OF THESE WEIGHTS", "LOWEST", "HIGHEST")
         output.emit_table(output.table(columns, rows, right=columns[1:], elastic="METRIC"))
-    _section("ARGUMENTS", [(name, _short(value)) for name, value in manifest.arguments.items()])
+    anew = {name: f", from here on {_short(value)}" for name, value in manifest.overrides.items()}
+    _section("ARGUMENTS", [(name, _short(value) + anew.get(name, "")) for name, value in manifest.arguments.items()])
     _section(
         "ENVIRONMENT", [(name, _short(value)) for name, value in manifest.environment.items() if value not in ("", [])]
     )
@@ -101,7 +105,7 @@ def _show(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[Snaps
     _section("VALUES", [pair for part in parts for pair in _part_values(part)])
 
 
-def _facts(manifest: Manifest, ancestors: list[SnapshotId]) -> Iterator[tuple[str, str]]:
+def _facts(manifest: Manifest, ancestors: list[str]) -> Iterator[tuple[str, str]]:
     epoch = f", epoch {manifest.epoch}" if manifest.epoch >= 0 else ""
     yield "position", f"step {manifest.step}{epoch}" + (", the run is finished" if manifest.finished else "")
     when = f"{output.moment(manifest.committed)}, {output.ago(time.time() - manifest.committed)} ago"
@@ -113,11 +117,11 @@ def _facts(manifest: Manifest, ancestors: list[SnapshotId]) -> Iterator[tuple[st
     if manifest.timings:
         yield "timings", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in manifest.timings.items())
     for number, one in enumerate(ancestors[:_LINEAGE_SHOWN]):
-        yield ("" if number else "descends from"), str(one)
+        yield ("" if number else "descends from"), one
     if not ancestors:
         yield "descends from", "nothing: this lineage began from scratch"
     elif len(ancestors) > _LINEAGE_SHOWN:
-        yield "", f"and {len(ancestors) - _LINEAGE_SHOWN} more, back to step {ancestors[-1].step}"
+        yield "", f"and {len(ancestors) - _LINEAGE_SHOWN} more, back to {ancestors[-1]}"
 
 
 def _section(title: str, pairs: Any) -> None:

@@ -74,22 +74,16 @@ def _read(source: Store, part: Part, place: Layout, progress: Progress | None) -
     """The tensors' bytes, as the pack is to have them."""
     with tempfile.TemporaryFile(prefix="spotckpt-copy-") as file:
         file.truncate(max(place.data_bytes, 1))
-        with mmap.mmap(file.fileno(), 0) as mapped, memoryview(mapped) as whole, whole[: place.data_bytes] as data:
-            rows = range(len(part.tensors))
-            packs = Packs(source, part)
-            packs.require(rows)
-            reader = Reader(part, packs, progress=progress)
-            reader.read(
-                [
-                    piece
-                    for row in rows
-                    for piece in pieces_of(part, row, _place_of(data, place.offsets[row], part.tensors[row]))
-                ]
-            )
-            reader.finish()
-            del reader
-            yield data
+        # not closed by hand: after an error the views of it still live
+        data = memoryview(mmap.mmap(file.fileno(), 0))[: place.data_bytes]
+        rows = range(len(part.tensors))
+        packs = Packs(source, part)
+        packs.require(rows)
+        reader = Reader(part, packs, progress=progress)
+        reader.read([piece for row in rows for piece in pieces_of(part, row, _place_of(data, place, part, row))])
+        reader.finish()
+        yield data
 
 
-def _place_of(data: memoryview, offset: int, entry: TensorEntry) -> memoryview:
-    return data[offset : offset + entry.size_bytes]
+def _place_of(data: memoryview, place: Layout, part: Part, row: int) -> memoryview:
+    return data[place.offsets[row] : place.offsets[row] + part.tensors[row].size_bytes]

@@ -90,8 +90,11 @@ class Bucket:
         return [key for key in keys if not any(part.startswith(".") for part in key.split("/"))]
 
     def bytes_of(self, key: str) -> bytes:
+        if shared := re.fullmatch(r"forks/([0-9a-f]{16})/(packs/.*)", key):
+            paths = {one["run_id"]: one["path"] for one in self.record("run.json")["forked_from"]}
+            key = f"{paths[shared[1]]}/{shared[2]}"
         try:
-            return self.fs.cat_file(f"{self.root}/{key}")
+            return self.fs.cat_file(os.path.normpath(f"{self.root}/{key}"))
         except FileNotFoundError as error:
             raise Broken(f"{key} is missing") from error
 
