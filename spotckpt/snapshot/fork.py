@@ -35,7 +35,7 @@ from spotckpt.snapshot.keys import (
     split_shared,
 )
 from spotckpt.snapshot.manifest import Manifest, PackRef, PartRef
-from spotckpt.snapshot.open import WithAncestors
+from spotckpt.snapshot.open import WithAncestors, at
 from spotckpt.snapshot.part import Part
 from spotckpt.snapshot.pins import pin, read_pins
 from spotckpt.snapshot.records import Base, Claim, Heartbeat, Holder, RunRecord, new_nonce
@@ -233,7 +233,7 @@ def _pin(plan: Plan, run_id: str) -> None:
         except Denied as error:
             raise Denied(
                 error.operation,
-                f"{store.uri}/{error.key}",
+                at(store, error.key),
                 f"{error.cause}; without a pin, pruning could delete what the fork shares",
                 hint="--copy sends every byte, and needs no right to write there",
             ) from error

@@ -35,6 +35,11 @@ def open_run_store(
     return WithAncestors(inner, lambda other: open_store(other, environment=environment, call_timeout_s=call_timeout_s))
 
 
+def at(store: Store, key: str) -> str:
+    """The key as an error names it when it may be of another run."""
+    return key if "://" in key else f"{store.uri}/{key}"
+
+
 class WithAncestors(Store):
     """A run's store, in which the keys of its ancestors can be read too.
 
@@ -134,7 +139,7 @@ class WithAncestors(Store):
         try:
             yield store, name
         except StoreError as error:
-            raise type(error)(error.operation, f"{store.uri}/{name}", error.cause, hint=error.hint) from error
+            raise type(error)(error.operation, at(store, error.key), error.cause, hint=error.hint) from error
 
     def ancestor(self, run_id: str) -> Store:
         """The store of an ancestor.
