@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from spotckpt import errors
+from spotckpt.cli.main import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -41,6 +42,16 @@ def test_every_exit_status_is_documented_and_distinct():
         assert re.search(rf"{kind.__name__}\b.* {kind.exit_status}\b", errors.__doc__ or "") or kind.__name__ in (
             "StopTraining",
         ), kind.__name__
+
+
+def test_the_command_line_s_exit_statuses_are_on_the_front_page():
+    told = cli.epilog or ""
+    table = README.partition("## Exit statuses")[2].partition("## How it is built")[0]
+    stretches = [range(int(first), int(last) + 1) for first, last in re.findall(r"(\d+) to (\d+)", table)]
+    on_the_page = {int(number) for number in re.findall(r"\b\d+\b", table)}.union(*stretches)
+    numbers = {int(number) for number in re.findall(r"(?:^|\s{2}|, )(\d+)\s", told, re.MULTILINE)}
+    assert len(numbers) > 20
+    assert numbers <= on_the_page
 
 
 def marked_faults() -> set[int]:

@@ -62,7 +62,7 @@ Exit statuses:
   40  no agent, or it failed       41  staging area
   45  another agent runs already   64  wrong command line
   75  exec: a notice or SIGTERM    126, 127  exec: no such command
-  60  drill, demo: it failed        130 Ctrl-C
+  60  drill, demo: it failed       130 Ctrl-C
 """
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 from spotckpt.agent import paths, room
@@ -41,7 +42,7 @@ def look(environ: Mapping[str, str] = os.environ) -> Machine:
         can_hibernate=_can_hibernate(Path("/proc/cmdline").read_text()),
         sigterm_grace_s=_sigterm_grace_s(environ),
         upload_limit=upload_limit(environ),
-        torchrun_kill_s=_torchrun_kill_s(environ),
+        torchrun_kill_s=_torchrun_kill_s(environ, _command_of(os.getppid())),
         world_size=int(environ["WORLD_SIZE"]) if environ.get("WORLD_SIZE", "").isdigit() else 1,
     )
 
@@ -112,8 +113,18 @@ def _sigterm_grace_s(environ: Mapping[str, str]) -> float:
     return parse_seconds(given, name="SPOTCKPT_SIGTERM_GRACE") if given else Settings.sigterm_grace_s
 
 
-def _torchrun_kill_s(environ: Mapping[str, str]) -> float | None:
+def _torchrun_kill_s(environ: Mapping[str, str], parent: Sequence[str]) -> float | None:
+    """None if this is none of its workers; `parent` is the command line of what would then be torchrun."""
     if "TORCHELASTIC_RUN_ID" not in environ:
         return None
-    given = environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+    options = dict(pairwise(word for words in parent for word in words.split("=", 1)))
+    given = options.get("--shutdown-timeout") or options.get("--shutdown_timeout")
+    given = given or environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
     return parse_seconds(given, name="TORCH_ELASTIC_SHUTDOWN_TIMEOUT") if given else _TORCHRUN_KILL_S
+
+
+def _command_of(pid: int) -> list[str]:
+    try:
+        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
+    except OSError:
+        return []  # it has ended, or is not to be seen

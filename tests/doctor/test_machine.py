@@ -76,6 +76,20 @@ def test_who_kills_is_in_the_environment():
         machine.look({**worker, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "soon"})
 
 
+@pytest.mark.parametrize(
+    ("parent", "kill_s"),
+    [
+        (["python", "torchrun", "--shutdown-timeout", "77", "train.py"], 77.0),
+        (["python", "-m", "torch.distributed.run", "--shutdown_timeout=78", "train.py"], 78.0),
+        (["python", "torchrun", "train.py"], 30.0),
+        ([], 30.0),
+    ],
+)
+def test_torchrun_tells_its_workers_of_its_option_by_its_command_line_only(parent, kill_s):
+    assert machine._torchrun_kill_s({"TORCHELASTIC_RUN_ID": "none"}, parent) == kill_s
+    assert machine._torchrun_kill_s({}, parent) is None
+
+
 def test_hibernation_is_on_the_kernel_s_command_line():
     assert machine._can_hibernate("console=ttyS0 resume=UUID=1234 resume_offset=4096\n")
     assert not machine._can_hibernate("console=ttyS0 noresume quiet\n")
