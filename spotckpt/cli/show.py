@@ -14,6 +14,7 @@ from spotckpt.address import Address
 from spotckpt.cli import output
 from spotckpt.cli.runs import Run, find_snapshot, open_run
 from spotckpt.errors import Corrupt
+from spotckpt.moving.formats import OWN_KEYS
 from spotckpt.snapshot.choose import lineage
 from spotckpt.snapshot.fetch import read_manifest, read_part
 from spotckpt.snapshot.keys import SnapshotId
@@ -38,8 +39,9 @@ Examples:
 def show(address: str, timeout_s: float, as_json: bool) -> None:
     """Show what a snapshot holds, without downloading tensors.
 
-    ADDRESS is URI[@SELECTOR]; without a selector it is the snapshot that a restart would continue. Shows metrics,
-    arguments, environment, what it descends from, and every key with its dtype, shape and size.
+    ADDRESS is URI[@SELECTOR]; without a selector it is the snapshot that a restart would continue. Shows the keys, as
+    those of the dictionary that `spotckpt pull` writes; every tensor with its shape, dtype and size; other values;
+    metrics, arguments, environment, and what it descends from.
     """
     parsed = Address.parse(address)
     with open_run(parsed.uri, timeout_s=timeout_s) as run:
@@ -62,7 +64,8 @@ def _ancestors(run: Run, snapshot: SnapshotId) -> list[str]:
 
 
 def _document(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[str]) -> Mapping[str, Any]:
-    facts = {name: value for name, value in vars(manifest).items() if name not in ("parts", "packs")}
+    facts: dict[str, Any] = {"keys": _keys(parts)}
+    facts |= {name: value for name, value in vars(manifest).items() if name not in ("parts", "packs")}
     return {
         "uri": uri,
         **facts,
@@ -82,30 +85,43 @@ def _document(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[s
 
 def _show(uri: str, manifest: Manifest, parts: list[Part], ancestors: list[str]) -> None:
     output.emit_line(f"{uri}@{manifest.snapshot}", style="bold")
-    _section("", _facts(manifest, ancestors))
-    metrics = sorted({*manifest.latest, *manifest.evaluated})
-    if metrics:
+    output.emit_line(f"dict_keys({_keys(parts)})")
+    _section("", _facts(manifest))
+    for part in parts:
         output.emit_line()
-        rows = [
-            (name, _value(manifest.latest, name), _value(manifest.evaluated, name), *_bests(manifest, name))
-            for name in metrics
-        ]
-        columns = ("METRIC", "LATEST", "OF THESE WEIGHTS", "LOWEST", "HIGHEST")
-        output.emit_table(output.table(columns, rows, right=columns[1:], elastic="METRIC"))
+        if len(parts) > 1:
+            output.emit_line(f"rank {part.rank}", style="bold")
+        output.emit_table(_tensors(part))
+    _section("VALUES", [pair for part in parts for pair in _part_values(part)])
+    _show_metrics(manifest)
     anew = {name: f", from here on {_short(value)}" for name, value in manifest.overrides.items()}
     _section("ARGUMENTS", [(name, _short(value) + anew.get(name, "")) for name, value in manifest.arguments.items()])
     _section(
         "ENVIRONMENT", [(name, _short(value)) for name, value in manifest.environment.items() if value not in ("", [])]
     )
-    for part in parts:
-        output.emit_line()
-        if len(parts) > 1:
-            output.emit_line(f"rank {part.rank}", style="bold")
-        output.emit_table(_keys(part))
-    _section("VALUES", [pair for part in parts for pair in _part_values(part)])
+    _section("LINEAGE", _lineage(ancestors))
 
 
-def _facts(manifest: Manifest, ancestors: list[str]) -> Iterator[tuple[str, str]]:
+def _keys(parts: list[Part]) -> list[str]:
+    """As `torch.load(FILE).keys()` gives them after `spotckpt pull`: what is tracked, and what a file has beside."""
+    tracked = [name for part in parts for name in part.tree.get("objects", {})]
+    return list(dict.fromkeys([*tracked, *OWN_KEYS]))
+
+
+def _show_metrics(manifest: Manifest) -> None:
+    metrics = sorted({*manifest.latest, *manifest.evaluated})
+    if not metrics:
+        return
+    output.emit_line()
+    rows = [
+        (name, _value(manifest.latest, name), _value(manifest.evaluated, name), *_bests(manifest, name))
+        for name in metrics
+    ]
+    columns = ("METRIC", "LATEST", "OF THESE WEIGHTS", "LOWEST", "HIGHEST")
+    output.emit_table(output.table(columns, rows, right=columns[1:], elastic="METRIC"))
+
+
+def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     epoch = f", epoch {manifest.epoch}" if manifest.epoch >= 0 else ""
     yield "position", f"step {manifest.step}{epoch}" + (", the run is finished" if manifest.finished else "")
     when = f"{output.moment(manifest.committed)}, {output.ago(time.time() - manifest.committed)} ago"
@@ -116,6 +132,9 @@ def _facts(manifest: Manifest, ancestors: list[str]) -> Iterator[tuple[str, str]
         yield "interruption before", f"{manifest.lost.steps} steps lost, {manifest.lost.seconds:.0f} s of training"
     if manifest.timings:
         yield "timings", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in manifest.timings.items())
+
+
+def _lineage(ancestors: list[str]) -> Iterator[tuple[str, str]]:
     for number, one in enumerate(ancestors[:_LINEAGE_SHOWN]):
         yield ("" if number else "descends from"), one
     if not ancestors:
@@ -143,7 +162,7 @@ def _bests(manifest: Manifest, name: str) -> tuple[str, ...]:
     return tuple(f"{output.number(best.value)} at {best.step}" if best else "-" for best in bests)
 
 
-def _keys(part: Part) -> Any:
+def _tensors(part: Part) -> Any:
     rows = [(one.name, one.dtype, _shape(one), output.size(one.size_bytes)) for one in part.tensors]
     total = sum(one.size_bytes for one in part.tensors)
     counted = Counter(one.dtype for one in part.tensors)

@@ -11,15 +11,14 @@ import torch
 from blake3 import blake3
 
 from spotckpt.errors import UsageError
-from spotckpt.snapshot.metrics import History
+from spotckpt.moving.formats import OWN_KEYS
+from spotckpt.moving.histories import Columns
 from spotckpt.training.capture import Capture
 from spotckpt.training.tensors import Storable, bytes_of
 
 FORMAT = 1
 """Of the `spotckpt` entry in files that this version writes."""
-MARK = "spotckpt"
-OWN_KEYS = ("vars", "history", "step", "epoch", MARK)
-"""What a plain dictionary holds beside the tracked objects."""
+MARK = OWN_KEYS[-1]
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Contents:
     kinds: dict[str, str]
     run: dict[str, Any] = field(default_factory=dict)
     vars: dict[str, Any] = field(default_factory=dict)
-    history: History = field(default_factory=History)
+    history: Columns = field(default_factory=dict)
     step: int = 0
     epoch: int = -1
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -80,15 +79,17 @@ class Contents:
         }
 
 
-def captured(contents: Contents) -> Capture:
+def captured(contents: Contents, *, with_history: bool = True) -> Capture:
     """The state as a part's tree and tensors; the tensors are those of the contents, not copies."""
     found = Capture()
     for name, state in contents.objects.items():
         encoded = found.encode(state, path=name, name=name)
         found.tree["objects"][name] = {"kind": contents.kinds[name], "state": encoded}
-    run = {**contents.run, "vars": contents.vars, "metrics": contents.history.state()} if contents.run else {}
+    run = {**contents.run, "vars": contents.vars} if contents.run else {}
     for name, value in run.items():
         found.tree["run"][name] = found.encode(value, path=name, name=f"run/{name}")
+    if with_history and contents.run:
+        found.tree["history"] = found.encode(contents.history, path="history", name="history")
     return found
 
 

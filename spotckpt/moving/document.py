@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from spotckpt.errors import Corrupt, SpotckptError, UsageError
-from spotckpt.moving.contents import FORMAT, MARK, OWN_KEYS, Contents, is_weights
+from spotckpt.moving.contents import FORMAT, MARK, Contents, is_weights
+from spotckpt.moving.formats import OWN_KEYS
+from spotckpt.moving.histories import Columns, checked
 from spotckpt.moving.plain import from_plain, to_plain
 from spotckpt.moving.torch_file import OldHandler, check_format
-from spotckpt.snapshot.metrics import History
 
 MAX_STEP = 10**18 - 1
 """What a snapshot's id has room for."""
@@ -35,7 +36,7 @@ def to_document(contents: Contents) -> Mapping[str, Any]:
     whole = {
         **contents.objects,
         "vars": contents.vars,
-        "history": _columns(contents.history),
+        "history": _as_tensors(contents.history),
         "step": contents.step,
         "epoch": contents.epoch,
         MARK: {**contents.about(), "run": contents.run},
@@ -43,16 +44,16 @@ def to_document(contents: Contents) -> Mapping[str, Any]:
     return {name: to_plain(value, name) for name, value in whole.items()}
 
 
-def _columns(history: History) -> dict[str, dict[str, dict[str, Any]]]:
-    """set → name → `step`, `epoch` and `value`: tensors, or lists where the values are no numbers."""
+def _as_tensors(history: Columns) -> Any:
+    """Numbers as tensors: a reader need not know numpy."""
 
-    def of(series: Any) -> dict[str, Any]:
-        if not series.is_scalar:
-            return {"step": list(series.steps), "epoch": list(series.epochs), "value": list(series)}
-        columns = zip(("step", "epoch", "value"), series.columns(), strict=True)
-        return {name: torch.from_numpy(np.array(column)) for name, column in columns}
+    def of(column: Any) -> Any:
+        return torch.from_numpy(column) if isinstance(column, np.ndarray) else column
 
-    return {set_: {name: of(series) for name, series in names.items()} for set_, names in history.items()}
+    return {
+        set_: {name: {field: of(column) for field, column in one.items()} for name, one in names.items()}
+        for set_, names in history.items()
+    }
 
 
 def from_document(loaded: Any, name: object) -> Contents:
@@ -88,7 +89,7 @@ def _of_ours(loaded: Mapping[str, Any], about: Mapping[str, Any], name: object) 
             kinds={key: str(about["kinds"][key]) for key in values if key not in OWN_KEYS},
             run=dict(about["run"]),
             vars=dict(values["vars"]),
-            history=_history(values["history"], name),
+            history=checked(values["history"], name),
             step=_count(values["step"], "step", name),
             epoch=_count(values["epoch"], "epoch", name, least=-1),
             arguments=dict(about["arguments"]),
@@ -103,21 +104,6 @@ def _of_ours(loaded: Mapping[str, Any], about: Mapping[str, Any], name: object) 
             f"{name}: its entries do not fit each other: {error!r:.200}",
             hint=f"it was changed by another program: take out its {MARK!r} entry to push it as a plain dictionary",
         ) from error
-
-
-def _history(sets: Mapping[str, Any], name: object) -> History:
-    found = History()
-    for set_, names in sets.items():
-        for metric, columns in names.items():
-            rows = [list(columns[field]) for field in ("step", "epoch", "value")]
-            for step, epoch, value in zip(*map(_plain_numbers, rows), strict=True):
-                at = _count(step, f"history/{set_}/{metric}", name)
-                found.log(set_, metric, value, step=at, epoch=None if epoch < 0 else _count(epoch, "epoch", name))
-    return found
-
-
-def _plain_numbers(column: list[Any]) -> list[Any]:
-    return [one.item() if isinstance(one, torch.Tensor) and one.ndim == 0 else one for one in column]
 
 
 def _count(value: Any, what: str, name: object, *, least: int = 0) -> int:
@@ -180,7 +166,7 @@ def imported(
     *,
     step: int = 0,
     epoch: int = -1,
-    history: History | None = None,
+    history: Columns | None = None,
     rng: Any = None,
 ) -> Contents:
     """A checkpoint of another program: where its loops stood is known by a step and an epoch alone."""
@@ -198,7 +184,7 @@ def imported(
         dict(kinds),
         run=run,
         vars=dict(values),
-        history=history or History(),
+        history=history or {},
         step=step,
         epoch=epoch,
     )
@@ -224,9 +210,9 @@ def _of_handler(attributes: Mapping[str, Any], name: object) -> Contents:
     objects = {one: values.pop(f"{one}_state_dict") for one in _STATES if f"{one}_state_dict" in values}
     rng, step = values.pop("rng_state", None), _count(values.pop("iteration", 0), "iteration", name)
     values.pop("prefix_name", None)
-    history = History()
+    history: Columns = {}
     for key in list(values):
-        if _log(history, key, values[key]):
+        if _take(history, key, values[key]):
             del values[key]
     return imported(objects, _kinds_of(objects), values, step=step, history=history, rng=rng)
 
@@ -235,7 +221,7 @@ def _kinds_of(objects: Mapping[str, Any]) -> dict[str, str]:
     return {name: _STATES[name] for name in objects}
 
 
-def _log(history: History, key: str, value: Any) -> bool:
+def _take(history: Columns, key: str, value: Any) -> bool:
     """Takes a running variable, with or without a header, into the history; False if it is something else."""
     if not isinstance(value, dict) or "/" in key or ":" in key:
         return False
@@ -244,8 +230,12 @@ def _log(history: History, key: str, value: Any) -> bool:
     if not series or not all(_is_running(one) and type(name) is str and ":" not in name for _, name, one in series):
         return False
     for set_, name, one in series:
-        for iteration, number in sorted(one.items()):
-            history.log(set_, name, number, step=iteration)
+        steps = sorted(one)
+        history.setdefault(set_, {})[name] = {
+            "step": np.array(steps, np.int64),
+            "epoch": np.full(len(steps), -1, np.int64),
+            "value": np.array([float(one[step]) for step in steps]),
+        }
     return True
 
 

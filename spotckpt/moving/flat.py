@@ -10,8 +10,8 @@ import torch
 
 from spotckpt.errors import Corrupt
 from spotckpt.moving.contents import FORMAT, Contents
+from spotckpt.moving.histories import checked
 from spotckpt.moving.torch_file import check_format
-from spotckpt.snapshot.metrics import History
 from spotckpt.snapshot.part import TensorEntry
 from spotckpt.snapshot.tree import decode
 from spotckpt.training.capture import Capture
@@ -58,7 +58,7 @@ def described(text: object, tensor: Callable[[str], torch.Tensor], *, file: obje
             leaf=lambda node: decode_leaf(node, lambda row, _: tensors[row]),
             array=lambda row: tensors[row].numpy(),
         )
-        return _contents(about, tree)
+        return _contents(about, tree, file)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Corrupt(f"{file}: its description does not fit: {error!r:.200}", hint=_CHANGED) from error
 
@@ -75,17 +75,15 @@ def _as_captured(value: torch.Tensor, dtype: str, stride: list[int] | None) -> t
     return empty_tensor(spec, torch.device("cpu")).copy_(value)
 
 
-def _contents(about: Mapping[str, Any], tree: Mapping[str, Any]) -> Contents:
+def _contents(about: Mapping[str, Any], tree: Mapping[str, Any], file: object) -> Contents:
     run = dict(tree["run"])
-    values, metrics = run.pop("vars", {}), run.pop("metrics", {})
-    history = History()
-    history.load(metrics)
+    values = run.pop("vars", {})
     return Contents(
         objects={name: one["state"] for name, one in tree["objects"].items()},
         kinds={name: str(one["kind"]) for name, one in tree["objects"].items()},
         run=run,
         vars=dict(values),
-        history=history,
+        history=checked(tree.get("history", {}), file),
         step=int(about["step"]),
         epoch=int(about["epoch"]),
         arguments=dict(about["arguments"]),

@@ -7,6 +7,9 @@ from typing import Literal, get_args
 
 from spotckpt.errors import UsageError
 
+OWN_KEYS = ("vars", "history", "step", "epoch", "spotckpt")
+"""What the dictionary in a .pt file holds beside the tracked objects."""
+
 Format = Literal["pt", "safetensors", "dcp"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 _SUFFIXES: dict[str, Format] = {

@@ -12,6 +12,7 @@ from spotckpt.errors import UsageError, WorldSizeError
 from spotckpt.moving import files
 from spotckpt.moving.contents import Contents
 from spotckpt.moving.formats import Format
+from spotckpt.moving.histories import columns_of
 from spotckpt.moving.partial import partial
 from spotckpt.snapshot.arrival import Packs
 from spotckpt.snapshot.fetch import read_part
@@ -95,4 +96,4 @@ def _complete(contents: Contents, store: Store, manifest: Manifest, *, whole: bo
     contents.arguments, contents.environment = dict(manifest.arguments), dict(manifest.environment)
     contents.evaluated = dict(manifest.evaluated)
     if whole:
-        contents.history = read_history(store, manifest)
+        contents.history = columns_of(read_history(store, manifest))

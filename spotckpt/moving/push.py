@@ -14,6 +14,7 @@ from spotckpt.deadline import SYSTEM_CLOCK
 from spotckpt.errors import AlreadyExists, Superseded
 from spotckpt.moving.contents import Contents, captured, row_major
 from spotckpt.moving.document import imported
+from spotckpt.moving.histories import history_of
 from spotckpt.moving.pull import Begin
 from spotckpt.snapshot.attempts import claim, ensure_run, write_base, write_heartbeat
 from spotckpt.snapshot.catalog import highest_attempt, read_claim, read_heartbeat
@@ -21,6 +22,7 @@ from spotckpt.snapshot.envelope import digest
 from spotckpt.snapshot.fetch import read_manifest
 from spotckpt.snapshot.keys import SnapshotId, manifest_key, pack_key, part_key
 from spotckpt.snapshot.manifest import Manifest, PackRef, PartRef
+from spotckpt.snapshot.metrics import History
 from spotckpt.snapshot.pack import layout
 from spotckpt.snapshot.part import Part
 from spotckpt.snapshot.records import Base, Heartbeat, Holder
@@ -52,6 +54,7 @@ class _Prepared:
     digests: dict[int, str]
     place: Any
     data: list[memoryview]
+    history: History
 
 
 def placed_at(contents: Contents, *, step: int | None, epoch: int | None) -> Contents:
@@ -103,7 +106,9 @@ def push(store: Store, contents: Contents, *, name: str, begin: Begin, say: Call
 
 
 def _prepare(contents: Contents, begin: Begin) -> _Prepared:
-    found = captured(contents)
+    found = captured(contents, with_history=False)
+    history = history_of(contents.history)
+    found.tree["run"]["metrics"] = found.encode(history.state(), path="metrics", name="run/metrics")
     place = layout(found.specs)
     bodies = [row_major(one) for one in found.tensors]
     progress = begin("hashing", place.data_bytes, 0)
@@ -121,6 +126,7 @@ def _prepare(contents: Contents, begin: Begin) -> _Prepared:
         digests=digests,
         place=place,
         data=[bodies[row] for row in place.order],
+        history=history,
     )
 
 
@@ -160,8 +166,8 @@ def _send(store: Store, prepared: _Prepared, contents: Contents, *, run_id: str,
         reason="manual",
         created=created,
         data_bytes=prepared.place.data_bytes,
-        latest=contents.history.latest(),
-        best=contents.history.bests(),
+        latest=prepared.history.latest(),
+        best=prepared.history.bests(),
         evaluated=contents.evaluated,
         arguments=contents.arguments,
         environment=contents.environment,

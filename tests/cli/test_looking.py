@@ -96,6 +96,16 @@ def test_show_has_everything(run):
         assert " x ".join(map(str, shape)) in line
 
 
+def test_show_prints_keys_then_tensors_then_the_rest(local_run, tmp_path):
+    """As `ckpt.keys()` of a file would, in the order in which one looks at a checkpoint."""
+    lines = ok("show", local_run.uri).splitlines()
+    assert lines[1] == "dict_keys(['model', 'optimizer', 'vars', 'history', 'step', 'epoch', 'spotckpt'])"
+    text = "\n".join(lines)
+    places = [text.index(word) for word in ("dict_keys", "\nKEY ", "VALUES", "METRIC", "ENVIRONMENT", "LINEAGE")]
+    assert places == sorted(places)
+    assert json.loads(ok("show", "--json", local_run.uri))["keys"][:2] == ["model", "optimizer"]
+
+
 def test_show_json_has_everything_and_no_nan(run):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")

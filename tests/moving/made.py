@@ -13,6 +13,7 @@ import torch
 from spotckpt.moving.contents import Contents
 from spotckpt.moving.files import read
 from spotckpt.moving.formats import format_of
+from spotckpt.moving.histories import Columns, columns_of
 from spotckpt.moving.push import push
 from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.metrics import History
@@ -34,12 +35,12 @@ def stepped(one: torch.nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def history() -> History:
+def history() -> Columns:
     found = History()
     for step in range(5):
         found.log("train", "loss", 1 / (step + 1), step=step, epoch=step // 2)
     found.log("valid", "top1", math.nan, step=4, epoch=1)
-    return found
+    return columns_of(found)
 
 
 def contents(**more: Any) -> Contents:

@@ -11,6 +11,7 @@ from spotckpt.adapters.pytorchcheckpoint import CheckpointHandler
 from spotckpt.moving.contents import FORMAT, Contents
 from spotckpt.moving.files import write
 from spotckpt.moving.formats import format_of
+from spotckpt.moving.histories import columns_of
 from spotckpt.snapshot.metrics import History
 from tests.moving.made import FILES
 
@@ -26,7 +27,7 @@ def golden() -> Contents:
         {"model": "module", "optimizer": "optimizer"},
         run={"step": 2, "at": {"epoch": 1, "batch": 0}},
         vars={"array": np.arange(3, dtype="<u2"), "tuple": (1, b"x", {2}), "long": 2**70, "odd": {"$x": {1: None}}},
-        history=history,
+        history=columns_of(history),
         step=2,
         epoch=1,
         arguments={"lr": 0.1},
