@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from spotckpt.doctor import rates
 from spotckpt.doctor.bucket import examine
 from spotckpt.doctor.facts import Bucket
+from spotckpt.doctor.judge_bucket import bucket_rows
 from spotckpt.snapshot.keys import parse_key
 from spotckpt.store.base import MIB
 from spotckpt.store.lifecycle import days_of
@@ -21,6 +23,7 @@ from tests.support.proxy import Proxy, stall_request, strip_header
 from tests.support.rights import enforce, user
 from tests.support.servers import S3Env, free_port, running
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZE = 17 * MIB
 EVERYTHING = ["put", "conditional put", "get", "list", "multipart", "abort", "list uploads", "delete"]
 IN_A_DIRECTORY = ["put", "conditional put", "get", "list", "delete"]
@@ -154,6 +157,8 @@ def users(guarded: GroupServer) -> dict[str, dict[str, str]]:
         name: user(guarded, name.replace(" ", "-"), most=_policy([*ACTIONS.values()], without=action))
         for name, action in ACTIONS.items()
     }
+    written = (ROOT / "deploy/aws/trainer-policy.json").read_text()
+    made["trainer"] = user(guarded, "trainer", trainer=written.replace("BUCKET", "guarded"))
     enforce(guarded, after="0")
     return made
 
@@ -178,6 +183,18 @@ def test_each_right_that_is_missing_is_named(guarded, users, name, monkeypatch):
     else:
         assert denied == [name]
     assert bool(found.expiry_unknown) == (name == "lifecycle")
+
+
+def test_a_trainers_policy_is_all_that_a_training_needs(guarded, users, monkeypatch):
+    for variable, value in {**guarded.environment(), **users["trainer"]}.items():
+        monkeypatch.setenv(variable, value)
+    found = look("s3://guarded/runs/resnet")
+    assert [name for name in EVERYTHING if name not in allowed(found)] == ["delete"]
+    verdicts = {row.check: row.verdict for row in bucket_rows(found)}
+    assert {check for check, verdict in verdicts.items() if verdict != "fits"} == {"delete", "lifecycle rule"}
+    assert "does not fit" not in verdicts.values()
+    elsewhere = look("s3://guarded/elsewhere/resnet")
+    assert {"put", "get"} <= {one.name for one in elsewhere.permissions if one.allowed is False}
 
 
 def test_what_may_not_be_deleted_takes_no_room(guarded, users, monkeypatch):
