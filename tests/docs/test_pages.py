@@ -24,7 +24,9 @@ WANTED = ("getting-started", "resuming", "metrics", "ec2", "format", "reliabilit
 
 @pytest.fixture(autouse=True)
 def a_small_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "MOST_BYTES", 32 * MIB)
+    """Of two parts: moto reads a few MB in a second."""
+    for name in ("FIRST_BYTES", "BLOCK_BYTES", "MOST_BYTES"):
+        monkeypatch.setattr(rates, name, 17 * MIB)
 
 
 def is_run_elsewhere(command: Command) -> bool:
