@@ -199,8 +199,7 @@ class Spool:
 
     def __init__(self, path: Path, disk: Path) -> None:
         self.path = path
-        # other spools may share the directory on disk
-        self._disk = disk / blake3(os.fsencode(path)).hexdigest()[:12]
+        self._disk = _disk_of(path, disk)
 
     def load(self) -> list[RunSpool]:
         """The attempts that an earlier agent left; and what belongs to none is removed."""
@@ -226,7 +225,30 @@ class Spool:
         return run
 
     def _run_path(self, uri: str) -> Path:
-        return self.path / blake3(uri.encode()).hexdigest()[:16]
+        return self.path / _name_of(uri)
+
+
+def held_bytes(uri: str, *, spool: Path, disk: Path) -> tuple[int, int]:
+    """What the slots of that run take just now: in the spool, and on disk beside it. Needs no lock."""
+    here = (spool / _name_of(uri)).glob("slot-*/data")
+    beside = (_disk_of(spool, disk) / _name_of(uri)).glob("slot-*.data")
+    return sum(map(_size_of, here)), sum(map(_size_of, beside))
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # it was freed meanwhile
+
+
+def _name_of(uri: str) -> str:
+    return blake3(uri.encode()).hexdigest()[:16]
+
+
+def _disk_of(spool: Path, disk: Path) -> Path:
+    # other spools may share the directory on disk
+    return disk / blake3(os.fsencode(spool)).hexdigest()[:12]
 
 
 def _is_hash(name: str) -> bool:

@@ -63,7 +63,7 @@ def doctor(
         metadata = machine.ask_metadata(metadata_endpoint)
         bucket = examine(parsed.uri, seconds=seconds, timeout_s=timeout_s)
         state = _state(parsed, given, trouble=bucket.trouble, timeout_s=timeout_s)
-        facts = Facts(state, bucket, metadata, machine.look())
+        facts = Facts(state, bucket, metadata, machine.look(parsed.uri))
     rows = judge(facts)
     if as_json:
         output.emit({"uri": parsed.uri, "fits": all_fit(rows), "rows": list(map(asdict, rows)), "facts": asdict(facts)})

@@ -97,7 +97,8 @@ class Machine:
     """This machine and this process; sizes in bytes.
 
     Attributes:
-        memory: that may still be taken, below every limit, less what staging leaves free.
+        memory: that may still be taken, below every limit, less what staging leaves free. Here and below, the room
+            that slots of this very run take already counts as room.
         spool: the staging directory. spool_is_memory: whether files there are memory. spool_room: free for slots.
         disk: where slots go that have no room there. disk_room: free for slots.
         quota: of all runs together; 0 is none.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from spotckpt.agent import paths, room
 from spotckpt.agent.options import AgentOptions, spool_quota, upload_limit
+from spotckpt.agent.spool import held_bytes
 from spotckpt.config import Settings, parse_seconds
 from spotckpt.deadline import SYSTEM_CLOCK
 from spotckpt.doctor.facts import Machine, Metadata
@@ -24,16 +25,23 @@ _TORCHRUN_KILL_S = 30.0
 """torch.distributed.launcher's default of --shutdown-timeout."""
 
 
-def look(environ: Mapping[str, str] = os.environ) -> Machine:
-    """Memory, directories, and what the environment says. Writes nothing."""
-    spool, disk = paths.spool_dir(environ), paths.disk_dir(environ)
+def look(uri: str, environ: Mapping[str, str] = os.environ) -> Machine:
+    """Memory, directories, and what the environment says. Writes nothing.
+
+    Args:
+        uri: of the run, whose slots may lie there already: that is room for its next snapshots.
+        environ: the environment.
+    """
+    spool, disk = paths.spool_dir(environ).absolute(), paths.disk_dir(environ).absolute()
+    here, beside = held_bytes(uri, spool=spool, disk=disk)
+    in_memory = room.is_memory(_existing(spool))
     return Machine(
-        memory=room.memory_available() - AgentOptions.reserve_bytes,
+        memory=room.memory_available() - AgentOptions.reserve_bytes + (here if in_memory else 0),
         spool=str(spool),
-        spool_is_memory=room.is_memory(_existing(spool)),
-        spool_room=_room_in(spool),
+        spool_is_memory=in_memory,
+        spool_room=_room_in(spool) + here,
         disk=str(disk),
-        disk_room=_room_in(disk),
+        disk_room=_room_in(disk) + beside,
         quota=spool_quota(environ),
         shm=_shm_bytes(),
         copy_bytes_per_s=_copy_bytes_per_s(),
@@ -71,7 +79,7 @@ def _existing(directory: Path) -> Path:
 
 
 def _room_in(directory: Path) -> int:
-    """For new slots; those that lie there already are not counted as room, as others may need them."""
+    """For new slots."""
     return max(0, room.free_bytes(_existing(directory), reserve_bytes=AgentOptions.reserve_bytes))
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
+from spotckpt.agent.processes import boot_id, pid_namespace
+from spotckpt.agent.spool import Spool, held_bytes
+from spotckpt.agent.token import Token
 from spotckpt.doctor import machine
 from spotckpt.errors import SettingError
 from spotckpt.notices.hops import hops_left
 from tests.support.imds import TOKEN_PATH, Imds, running_imds
 from tests.support.servers import free_port
+
+URI = "s3://bucket/run"
 
 
 @pytest.fixture
@@ -58,7 +64,7 @@ def test_a_notice_in_force_is_told(imds):
 
 
 def test_this_machine(tmp_path):
-    found = machine.look({"SPOTCKPT_SPOOL": str(tmp_path / "spool"), "SPOTCKPT_SPOOL_QUOTA": "1GB"})
+    found = machine.look(URI, {"SPOTCKPT_SPOOL": str(tmp_path / "spool"), "SPOTCKPT_SPOOL_QUOTA": "1GB"})
     assert found.spool == str(tmp_path / "spool")
     assert not (tmp_path / "spool").exists()
     assert found.spool_room > 0 < found.disk_room
@@ -67,13 +73,31 @@ def test_this_machine(tmp_path):
     assert (found.quota, found.torchrun_kill_s, found.world_size, found.sigterm_grace_s) == (10**9, None, 1, 10.0)
 
 
+def test_slots_of_the_run_itself_are_room_for_it(tmp_path):
+    """A sparse file is as long as a slot of a terabyte, and takes nothing."""
+    spool, disk, terabyte = tmp_path / "spool", tmp_path / "disk", 10**12
+    spool.mkdir()
+    environ = {"SPOTCKPT_SPOOL": str(spool), "CACHE_DIRECTORY": str(disk)}
+    run = Spool(spool, disk).create(Token(URI, "r" * 16, 1, "n", 0, 1, 1, boot_id(), pid_namespace(), 2.0, 10.0))
+    slot = run.growable(1, most=3)
+    assert slot is not None
+    assert not slot.allocate(4096, reserve_bytes=0)
+    os.truncate(slot.data_path, terabyte)
+    own, other = machine.look(URI, environ), machine.look("s3://bucket/other", environ)
+    assert abs(own.spool_room - other.spool_room - terabyte) < terabyte // 10
+    slot._disk.parent.mkdir(parents=True, exist_ok=True)
+    slot._disk.with_name("slot-1.data").write_bytes(bytes(100))
+    assert held_bytes(URI, spool=spool, disk=disk) == (terabyte, 100)
+    assert held_bytes("s3://bucket/other", spool=spool, disk=disk) == (0, 0)
+
+
 def test_who_kills_is_in_the_environment():
     worker = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "SPOTCKPT_SIGTERM_GRACE": "25"}
-    found = machine.look(worker)
+    found = machine.look(URI, worker)
     assert (found.torchrun_kill_s, found.world_size, found.sigterm_grace_s) == (30.0, 2, 25.0)
-    assert machine.look({**worker, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "90"}).torchrun_kill_s == 90.0
+    assert machine.look(URI, {**worker, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "90"}).torchrun_kill_s == 90.0
     with pytest.raises(SettingError, match="TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
-        machine.look({**worker, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "soon"})
+        machine.look(URI, {**worker, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "soon"})
 
 
 @pytest.mark.parametrize(
