@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -162,6 +163,7 @@ class Carried:
         plain, found: how it was without the interruption, and how it is.
         healed: at the end it was the same again.
         stayed: it still differed when the first step after the resume was over.
+        changes: how many values it had in the uninterrupted training.
     """
 
     path: str
@@ -175,6 +177,7 @@ class Carried:
     found: str
     healed: bool
     stayed: bool
+    changes: int
 
 
 def carried_of(plain: Plain, life: Life, *, number: int, noise: Noise) -> list[Carried]:
@@ -182,15 +185,12 @@ def carried_of(plain: Plain, life: Life, *, number: int, noise: Noise) -> list[C
 
     Compared where the loops begin again: what is only assigned in their bodies does not exist there yet.
     """
-    start = life.start
-    if life.resumed_from is None:
-        return []
     steps = [(before, after) for before, after in pairs(plain, life) if after.at in ("step", "epoch")]
-    if start is None or not steps:
+    if life.resumed_from is None or not steps:
         return []
-    reached = plain.reached(start.step)
-    if reached is None:
-        return []
+    start, reached = life.start, None if life.start is None else plain.reached(life.start.step)
+    if start is None or reached is None:  # a loop of the program's own, of which only boundaries are known
+        reached, start = steps[0]
     found = []
     for path, one in reached.locals.items():
         other = start.locals.get(path)
@@ -198,14 +198,21 @@ def carried_of(plain: Plain, life: Life, *, number: int, noise: Noise) -> list[C
             continue  # it is only assigned in the loops
         if ("locals", path) in noise or path in plain.ignored or (other is not None and other[1] == one[1]):
             continue
-        if not _changes(plain, path):
-            continue
-        found.append(_carried(path, one, other, steps, life=number, step=start.step))
+        changes = _changes(plain, path)
+        if changes > 1:
+            found.append(_carried(path, one, other, steps, life=number, step=start.step, changes=changes))
     return [one for one in found if one.stayed and one.root not in plain.ignored]
 
 
 def _carried(
-    path: str, one: list[Any], other: list[Any] | None, steps: Sequence[tuple[Record, Record]], *, life: int, step: int
+    path: str,
+    one: list[Any],
+    other: list[Any] | None,
+    steps: Sequence[tuple[Record, Record]],
+    *,
+    life: int,
+    step: int,
+    changes: int,
 ) -> Carried:
     same = [
         before.locals[path][1] == after.locals[path][1]
@@ -213,25 +220,24 @@ def _carried(
         if path in before.locals and path in after.locals
     ]
     kind, _, text, root, type_name, function = one
-    shown = "missing" if other is None else other[2]
     return Carried(
-        path,
-        kind,
-        root,
-        type_name,
-        function,
-        life,
-        step,
-        text,
-        shown,
+        path=path,
+        kind=kind,
+        root=root,
+        type=type_name,
+        function=function,
+        life=life,
+        step=step,
+        plain=text,
+        found="missing" if other is None else other[2],
         healed=bool(same) and same[-1],
         stayed=not same or not same[0],
+        changes=changes,
     )
 
 
-def _changes(plain: Plain, path: str) -> bool:
-    seen = {record.locals[path][1] for record in plain.life.records if path in record.locals}
-    return len(seen) > 1
+def _changes(plain: Plain, path: str) -> int:
+    return len({record.locals[path][1] for record in plain.life.records if path in record.locals})
 
 
 def changed_files(plain: Life, other: Life) -> list[str]:
@@ -239,8 +245,25 @@ def changed_files(plain: Life, other: Life) -> list[str]:
     return sorted(path for path, stat in plain.files.items() if path in other.files and other.files[path] != stat)
 
 
-def missing_lines(plain: Sequence[str], lives: Sequence[str], control: Sequence[str] | None) -> list[str]:
-    """What the uninterrupted training printed and the interrupted one never did; with a control, what that did too."""
-    said = set(lives)
-    repeated = set(plain if control is None else control)
-    return [line for line in plain if line.strip() and line not in said and line in repeated]
+def lines_apart(
+    plain: Sequence[str], lives: Sequence[str], control: Sequence[str] | None, *, others_too: bool
+) -> list[str]:
+    """What was printed differently, but for the kinds of lines in which the control differs too, such as times.
+
+    Args:
+        plain: what the uninterrupted training printed.
+        lives: what all starts of the interrupted one did.
+        control: what a second uninterrupted one did.
+        others_too: also the interrupted one's lines that the other never printed, if it printed such with other
+            numbers; else only those that are missing.
+    """
+    noise = {_shape(line) for line in {*plain} ^ {*control}} if control is not None else set()
+    missing = [line for line in plain if line not in {*lives}]
+    shapes = {_shape(line) for line in plain}
+    others = [line for line in lives if line not in {*plain} and _shape(line) in shapes] if others_too else []
+    return [line for line in [*missing, *others] if line.strip() and _shape(line) not in noise]
+
+
+def _shape(line: str) -> str:
+    """A line without its numbers."""
+    return re.sub(r"\d[\d.]*(?:e[+-]?\d+)?", "#", line)

@@ -21,7 +21,7 @@ from spotckpt.drill.compare import (
     carried_of,
     changed_files,
     first_difference,
-    missing_lines,
+    lines_apart,
     noise_of,
 )
 from spotckpt.drill.findings import Finding
@@ -176,21 +176,24 @@ def _of_a_difference(evidence: Evidence, plain: Plain, found: Difference, carrie
 def _of_the_output(evidence: Evidence, plain: Plain, carried: Sequence[Carried], noise: Noise) -> Verdict:
     """Nothing that is recorded differs; what was printed may."""
     said = [line for told in evidence.lives for line in told.lines]
-    missing = missing_lines(evidence.plain.lines, said, evidence.control.lines if evidence.control else None)
-    if missing and evidence.control is None:
+    control = evidence.control.lines if evidence.control else None
+    apart = lines_apart(evidence.plain.lines, said, control, others_too=bool(carried))
+    if apart and evidence.control is None:
         return Verdict(needs_control=True)
-    if missing:
+    if apart:
         because = findings.not_brought_back(carried, _twins(plain)) if carried else None
-        return Verdict(findings.printed_otherwise(missing[0], because))
-    return Verdict(notes=list(_notes(carried, noise)))
+        return Verdict(findings.printed_otherwise(apart[0], because, missing=apart[0] in evidence.plain.lines))
+    return Verdict(notes=list(_notes(plain.life, carried, noise)))
 
 
-def _twins(plain: Plain) -> list[str]:
-    return list(plain.life.records[-1].tensors)
+def _twins(plain: Plain) -> dict[str, list[int]]:
+    return {name: value[2] for name, value in plain.life.records[-1].tensors.items()}
 
 
-def _notes(carried: Sequence[Carried], noise: Noise) -> Iterator[str]:
-    for name in sorted(name for group, name in noise.names if group == "generators"):
+def _notes(plain: Life, carried: Sequence[Carried], noise: Noise) -> Iterator[str]:
+    last = plain.records[-1]
+    apart = sorted(name for group, name in noise.names if group == "generators" and name in last.generators)
+    for name in (name for name in apart if _is_drawn(plain, last, name)):
         yield f"{findings.generator(name)[0]} is not seeded; nothing here depends on it"
     metrics = sorted(name for group, name in noise.names if group == "metrics")
     if metrics:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,7 @@ _GLOBAL = {
 _MOST_BY_ROUNDING = 1e-2
 """Kernels that add in another order change a tensor by less of its size within one step."""
 
+_PLAIN_TYPES = ("int", "float", "complex", "bool", "str", "NoneType", "list", "tuple", "dict", "set", "deque")
 _RANK = {"generator": 0, "tensor": 1, "list": 2, "number": 3}
 
 
@@ -122,38 +124,43 @@ def inexact_loader(found: Difference) -> Finding:
     )
 
 
-def not_brought_back(carried: Sequence[Carried], twins: Sequence[str], found: Difference | None = None) -> Finding:
+def not_brought_back(
+    carried: Sequence[Carried], tracked: Mapping[str, list[int]], found: Difference | None = None
+) -> Finding:
     """A value of the train function that is carried from step to step and is in no snapshot.
 
     Args:
         carried: all that there are.
-        twins: the tensors' names of each tracked object, as in `model/0.weight`.
+        tracked: the shapes of what is, by name, as in `model/0.weight`.
         found: the first thing recorded that differs, if there is one.
     """
-    worst = sorted(carried, key=lambda one: (one.healed, one.life, _RANK[one.kind]))[0]
-    name, what = worst.root, f"{worst.root} ({_article(worst.type)} of {worst.function})"
+    worst = sorted(carried, key=lambda one: (one.healed, one.life, _RANK[one.kind], -one.changes))[0]
+    name, what = worst.root, f"{worst.root} ({worst.type} of {worst.function})"
     later = f"; {_named(found)} follows {found.where}" if found is not None else ""
+    others = [root for root in dict.fromkeys(one.root for one in carried) if root != name]
+    later += f"; so with {', '.join(others)}" if others else ""
     first = f"{worst.path} after the resume at step {worst.step} (start {worst.life}): {_values(worst)}"
     track = f"run.track({_word(name)}={name})"
     if worst.kind == "generator":
         why = f"{what} is drawn from and is not part of the snapshots"
         return Finding("untracked generator", first, why + later, track, worst.step, name)
     if worst.kind == "tensor":
-        together = [one.path for one in carried if one.root == name and one.life == worst.life]
-        twin = _twin(together, twins)
+        together = [one.plain for one in carried if one.root == name and one.life == worst.life]
+        twin = _twin(together, tracked)
         copied = f" has the tensors of {twin}, as a moving average (EMA) has," if twin else " changes from step to step"
         cause: Cause = "untracked copy" if twin else "untracked state"
         return Finding(cause, first, f"{what}{copied} and is not part of the snapshots{later}", track, worst.step, name)
-    why = f"{what} is carried from step to step in a variable, and begins anew with each start"
+    ignore = "" if found is not None else f"; if nothing depends on it: --ignore {name}"
+    why = f"{what} is carried from step to step, and begins anew with each start"
+    if worst.type not in _PLAIN_TYPES:
+        return Finding("untracked state", first, why + later, track + ignore, worst.step, name)
     remedy = f'keep it in run.vars["{_word(name)}"], or log the parts and use run.mean(set, name)'
-    if found is None:
-        remedy += f"; if nothing depends on it: --ignore {name}"
-    return Finding("local accumulator", first, why + later, remedy, worst.step, name)
+    return Finding("local accumulator", first, why + later, remedy + ignore, worst.step, name)
 
 
-def printed_otherwise(line: str, because: Finding | None) -> Finding:
-    """A line that the interrupted training never printed, though all that is recorded is the same."""
-    first = f"the interrupted training never printed: {line.strip()}"
+def printed_otherwise(line: str, because: Finding | None, *, missing: bool) -> Finding:
+    """A line that only one of them printed, though all that is recorded is the same."""
+    first = f"the interrupted training {'never printed' if missing else 'printed'}: {line.strip()}"
     if because is None:
         why = "every tensor, generator, batch and metric is the same: it depends on something that is not recorded"
         return Finding("something else", first, why, "look at what computes that line", 0, line.strip())
@@ -189,11 +196,11 @@ def generator(name: str) -> tuple[str, str]:
     return f"the generator of {name}", "torch.manual_seed(0)"
 
 
-def _twin(paths: Sequence[str], names: Sequence[str]) -> str:
-    """The tracked object whose tensors have the names that these have; empty if there is none."""
-    for owner in dict.fromkeys(name.partition("/")[0] for name in names):
-        own = tuple(f".{name.partition('/')[2]}" for name in names if name.startswith(f"{owner}/"))
-        if all(path.endswith(own) for path in paths):
+def _twin(texts: Sequence[str], tracked: Mapping[str, list[int]]) -> str:
+    """The tracked object of whose tensors most have the very shapes that these have; empty if there is none."""
+    for owner in dict.fromkeys(name.partition("/")[0] for name in tracked):
+        own = Counter(f"a tensor of {shape}" for name, shape in tracked.items() if name.startswith(f"{owner}/"))
+        if not Counter(texts) - own and len(texts) * 2 > own.total():
             return owner
     return ""
 
@@ -216,10 +223,6 @@ def _named(found: Difference) -> str:
     if found.group == "generators":
         return generator(found.name)[0]
     return {"tensors": "the tensor ", "metrics": "the metric "}.get(found.group, "") + found.name
-
-
-def _article(noun: str) -> str:
-    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
 def _word(path: str) -> str:

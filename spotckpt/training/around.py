@@ -7,6 +7,7 @@ when the process ends. The probe of a drill digests these values so that one tha
 from __future__ import annotations
 
 import sys
+import sysconfig
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ _NOT_THE_USERS = {*sys.stdlib_module_names, "spotckpt", "torch", "numpy"} - {"__
 _NOT_WALKED = {"spotckpt", "logging", "threading", "argparse", "builtins"}
 _OURS_LIKE_A_USERS = "spotckpt.demo"
 _OPAQUE = (ModuleType, FunctionType, MethodType, type, DataLoader, Dataset, Sampler)
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _MAX_DEPTH = 5
 _MAX_ITEMS = 64
 _MAX_LEAVES = 20_000
@@ -119,18 +121,26 @@ class Around:
 
 def _is_users(kind: type) -> bool:
     """Whether numbers in it may be the training's: not those of a progress bar or another installed package."""
-    module = sys.modules.get(kind.__module__)
-    file = getattr(module, "__file__", None) or ""
-    return kind.__module__.startswith("torch.optim") or not file.startswith((sys.prefix, sys.base_prefix))
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
+    return kind.__module__.startswith("torch.optim") or not is_installed(file)
+
+
+def is_installed(file: str) -> bool:
+    """Whether a file belongs to Python or to an installed package."""
+    return file.startswith(_INSTALLED)
 
 
 def _scopes(frame: FrameType | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The user's scopes, with their names: functions from the inside out, then the modules that they are of."""
+    """The user's scopes, with their names: functions from the inside out, then the modules that they are of.
+
+    The innermost may be of an installed package, as a training may be; those further out then only started it.
+    """
     modules: dict[int, tuple[str, dict[str, Any]]] = {}
     while frame is not None:
-        name = str(frame.f_globals.get("__name__", ""))
-        if name.partition(".")[0] not in _NOT_THE_USERS or name.startswith(_OURS_LIKE_A_USERS):
-            file = Path(frame.f_code.co_filename).name
+        name, path = str(frame.f_globals.get("__name__", "")), frame.f_code.co_filename
+        is_users = name.partition(".")[0] not in _NOT_THE_USERS and not (modules and is_installed(path))
+        if is_users or name.startswith(_OURS_LIKE_A_USERS):
+            file = Path(path).name
             modules.setdefault(id(frame.f_globals), (file, frame.f_globals))
             if frame.f_locals is not frame.f_globals:
                 yield f"{frame.f_code.co_name}() in {file}", dict(frame.f_locals)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from spotckpt.training.around import Around
+from spotckpt.training.around import Around, is_installed
 from spotckpt.training.capture import Capture
 from spotckpt.training.digests import digest, magnitude, tensor_digest
 from spotckpt.training.witness import PROBE_VARIABLE, RECORDS_NAME, At, Delta, Plan, Record, go_path, held_path
@@ -84,7 +84,7 @@ class Probe:
         self._delta = Delta()
         self._batch: dict[str, str] = {}
         self._metrics: dict[str, str] = {}
-        self._begun = False
+        self._begun = self._over = False
         self._watch_files()
 
     def opened(self, run: Observed) -> None:
@@ -124,6 +124,7 @@ class Probe:
         }
         self._metrics = series
         self._record(self._state(run, "end"))
+        self._over = True
 
     def _state(self, run: Observed, at: At) -> Record:
         captured = run.capture()
@@ -158,12 +159,12 @@ class Probe:
         """Notes size and time of each file that is opened for reading: data that changes between two lives shows."""
         seen: set[str] = set()
         own = (os.environ.get(name, "") for name in ("SPOTCKPT_SPOOL", "SPOTCKPT_RUNTIME_DIR", "SPOTCKPT_URI"))
-        places = (sys.prefix, sys.base_prefix, "/proc", "/sys", "/dev", *own, str(self._folder))
+        places = ("/proc", "/sys", "/dev", *own, str(self._folder))
         beneath = {os.path.realpath(place.removeprefix("file://")) for place in places if place}
         out = self._out
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            if event != "open" or not isinstance(arguments[0], str) or arguments[0] in seen:
+            if event != "open" or self._over or not isinstance(arguments[0], str) or arguments[0] in seen:
                 return
             seen.add(arguments[0])
             line = _file_line(arguments[0], arguments[1], beneath)
@@ -180,7 +181,7 @@ def _file_line(name: str, mode: object, beneath: set[str]) -> bytes:
         path, found = os.path.realpath(name), Path(name).stat()
     except OSError:
         return b""
-    if not stat.S_ISREG(found.st_mode) or any(path.startswith(place) for place in beneath):
+    if is_installed(path) or not stat.S_ISREG(found.st_mode) or any(path.startswith(place) for place in beneath):
         return b""
     return json.dumps({"file": path, "stat": [found.st_size, found.st_mtime_ns]}).encode() + b"\n"
 
@@ -198,7 +199,8 @@ def _tensors(captured: Capture) -> dict[str, list[Any]]:
     for name, value in zip(captured.names, captured.tensors, strict=True):
         if not name.startswith(tuple(f"run/{own}" for own in _OWN_LEFT_OUT)):
             is_array = not hasattr(value, "data_ptr")
-            found[name] = [digest(value) if is_array else tensor_digest(value), magnitude(value)]  # type: ignore[arg-type]
+            own = digest(value) if is_array else tensor_digest(value)  # type: ignore[arg-type]
+            found[name] = [own, magnitude(value), list(value.shape)]
     return found
 
 

@@ -89,7 +89,7 @@ class Record:
         epoch: the epoch then.
         generators: name → [digest, whether anything was drawn since it was seeded or None, seed or None].
         batch: `batch` → digest of what the loop gave out for this step.
-        tensors: name → [digest, sum of magnitudes or None], of all that is tracked.
+        tensors: name → [digest, sum of magnitudes or None, shape], of all that is tracked.
         values: path → text, of what is tracked and no tensor.
         metrics: `set/name` → text, of what was logged since the record before; at the end the digest of each series.
         locals: path → [kind, digest, text, type, function], of what the train function sees and nobody tracks.
