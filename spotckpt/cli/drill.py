@@ -55,9 +55,8 @@ Examples:
 @click.option(
     "--kinds",
     default=",".join(KINDS),
-    show_default=True,
     callback=_kinds,
-    help="Which, separated by commas.",
+    help=f"Which, of {', '.join(KINDS)}, separated by commas.  [default: all]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of their places and order.")
 @click.option("--uri", help="Write below this address, as s3://bucket/scratch.  [default: a temporary directory]")
@@ -153,8 +152,9 @@ def report(result: Result, screen: Screen) -> None:
     finding = result.verdict.finding
     screen.chapter("The end")
     if finding is None:
-        compared = ", ".join(f"{count} {name}" for name, count in result.counts.items())
-        screen.verbatim(f"SAME: {compared}; no byte differs ({screen.seconds:.0f} s)", style="bold green")
+        compared = ", ".join(f"{name} {count}" for name, count in result.counts.items())
+        screen.verbatim(f"SAME: no byte differs ({screen.seconds:.0f} s)", style="bold green")
+        screen.pairs([("compared", compared)])
     else:
         screen.verbatim(f"DIFFERENT: {finding.cause} ({screen.seconds:.0f} s)", style="bold red")
         screen.pairs(_pairs(finding.first, finding.why, finding.remedy))

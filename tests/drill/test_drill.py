@@ -102,10 +102,3 @@ def test_a_run_that_is_not_the_drills_is_never_touched(folder):
     assert done.returncode == 60
     assert "the program opens file://" in done.stderr
     assert not own.exists()
-
-
-def test_a_training_that_is_too_short_says_how_many_interruptions_it_takes(folder):
-    done = drill(folder, "--interruptions", "5", *script("unseeded.py"), json_wanted=False)
-    assert done.returncode == 60
-    assert "12 boundaries: too few for 5 interruptions" in done.stderr
-    assert "--interruptions 2" in done.stderr
