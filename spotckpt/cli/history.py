@@ -15,8 +15,8 @@ from spotckpt.cli.files import whole_file
 from spotckpt.cli.runs import find_snapshot, names_snapshot, open_run
 from spotckpt.curves.chart import Subject
 from spotckpt.curves.read import read_subject
-from spotckpt.curves.tables import Chunk, chunks, write_csv, write_jsonl, write_parquet
-from spotckpt.curves.tensorboard import event_file, skipped, write_events
+from spotckpt.curves.tables import Chunk, chunks, meant, write_csv, write_jsonl, write_parquet
+from spotckpt.curves.tensorboard import event_file, write_events
 from spotckpt.errors import UsageError
 
 _EPILOG = """\b
@@ -50,9 +50,9 @@ def history(
     """
     subject = _read(address, timeout_s=timeout_s)
     if tensorboard is not None:
-        _write_events(tensorboard, subject)
+        _write_events(tensorboard, subject, metrics)
         return
-    rows, write = chunks(subject.tracks[0].history, metrics), _WRITERS[form]
+    rows, write = chunks(meant(subject.tracks[0].history, metrics)), _WRITERS[form]
     if to is not None:
         with whole_file(to) as file:
             write(rows, file)
@@ -70,16 +70,16 @@ def _read(text: str, *, timeout_s: float) -> Subject:
         return read_subject(run.store, run.catalog, str(address), tip=tip, left=False, say=_say)
 
 
-def _write_events(folder: Path, subject: Subject) -> None:
+def _write_events(folder: Path, subject: Subject, metrics: Sequence[str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder} cannot be made: {error.strerror}", hint="give another folder") from error
     path, track = event_file(folder, subject.run_id), subject.tracks[0]
     with whole_file(path) as file:
-        write_events(track, file)
-    if missing := skipped(track):
-        _say(f"not numbers, and left out: {', '.join(missing)}")
+        left_out = write_events(track, meant(track.history, metrics), file)
+    if left_out:
+        _say(f"no numbers, and left out: {', '.join(left_out)}")
     output.emit_line(f"{path}: see it with tensorboard --logdir {folder}")
 
 

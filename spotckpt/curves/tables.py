@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, BinaryIO, NamedTuple
 
@@ -28,19 +28,28 @@ class Chunk(NamedTuple):
     is_scalar: bool
 
 
-def chunks(history: History, globs: Sequence[str] = ()) -> Iterator[Chunk]:
-    """Every value of the metrics that are meant, metric by metric, in the order of steps.
+def meant(history: History, globs: Sequence[str]) -> dict[tuple[str, str], Series]:
+    """The metrics that are meant, all if there is no pattern, by set and name.
 
     Raises:
         UsageError: a pattern means none.
     """
-    known = {f"{set_}/{name}": series for set_, names in history.items() for name, series in names.items()}
+    known = {(set_, name): series for set_, names in history.items() for name, series in names.items()}
     patterns = [glob if "/" in glob else f"*/{glob}" for glob in globs]
     for pattern in patterns:
-        if not any(fnmatchcase(metric, pattern) for metric in known):
-            raise UsageError(f"no metric is called {pattern}", hint=f"there are {', '.join(known) or 'none'}")
-    meant = [one for one in known if not globs or any(fnmatchcase(one, pattern) for pattern in patterns)]
-    return (chunk for one in meant for chunk in _chunks(*one.partition("/")[::2], known[one]))
+        if not any(fnmatchcase("/".join(metric), pattern) for metric in known):
+            names = ", ".join(map("/".join, known)) or "none"
+            raise UsageError(f"no metric is called {pattern}", hint=f"there are {names}")
+    return {
+        metric: series
+        for metric, series in known.items()
+        if not globs or any(fnmatchcase("/".join(metric), pattern) for pattern in patterns)
+    }
+
+
+def chunks(series: Mapping[tuple[str, str], Series]) -> Iterator[Chunk]:
+    """Every value, metric by metric, in the order of steps."""
+    return (chunk for (set_, name), one in series.items() for chunk in _chunks(set_, name, one))
 
 
 def write_csv(rows: Iterator[Chunk], file: BinaryIO) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -21,8 +22,16 @@ def event_file(folder: Path, run_id: str) -> Path:
     return folder / f"events.out.tfevents.0000000000.spotckpt.{run_id}"
 
 
-def write_events(track: Track, file: BinaryIO) -> None:
+def write_events(track: Track, series: Mapping[tuple[str, str], Series], file: BinaryIO) -> list[str]:
     """One record for each number, as float32, with its step and the time of that step.
+
+    Args:
+        track: the line that the metrics belong to.
+        series: the metrics, by set and name.
+        file: an event file.
+
+    Returns:
+        Metrics that were left out: they are no numbers.
 
     Raises:
         UsageError: tensorboard is not installed.
@@ -35,24 +44,13 @@ def write_events(track: Track, file: BinaryIO) -> None:
         raise UsageError("event files need tensorboard", hint='pip install "spotckpt[curves]"') from error
     writer, began = RecordWriter(file), _began(track)
     writer.write(Event(wall_time=began, file_version="brain.Event:2").SerializeToString())
-    for set_, names in track.history.items():
-        for name, series in names.items():
-            if not series.is_scalar:
-                continue
-            times, (steps, _, values) = _times(track, series), series.columns()
+    for (set_, name), one in series.items():
+        if one.is_scalar:
+            times, (steps, _, values) = _times(track, one), one.columns()
             for at, step, value in zip(times.tolist(), steps.tolist(), values.tolist(), strict=True):
                 summary = Summary(value=[Summary.Value(tag=f"{set_}/{name}", simple_value=value)])
                 writer.write(Event(wall_time=at, step=step, summary=summary).SerializeToString())
-
-
-def skipped(track: Track) -> list[str]:
-    """Metrics that are no numbers."""
-    return [
-        f"{set_}/{name}"
-        for set_, names in track.history.items()
-        for name, series in names.items()
-        if not series.is_scalar
-    ]
+    return [f"{set_}/{name}" for (set_, name), one in series.items() if not one.is_scalar]
 
 
 def _began(track: Track) -> float:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spotckpt.curves.tables import chunks, write_csv, write_jsonl, write_parquet
+from spotckpt.curves.tables import chunks, meant, write_csv, write_jsonl, write_parquet
 from spotckpt.errors import UsageError
 from tests.curves.made import Columns, history
 
@@ -32,7 +32,7 @@ class Objects(list):
 
 def written(write: Any, found: Any, globs: tuple[str, ...] = ()) -> bytes:
     file = io.BytesIO()
-    write(chunks(found, globs), file)
+    write(chunks(meant(found, globs)), file)
     return file.getvalue()
 
 
