@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -145,12 +145,43 @@ class Panel:
     title: str
     curves: tuple[Curve, ...]
 
+    def limits(self, *, log: bool, margin: float) -> tuple[float, float] | None:
+        """The lowest and the highest value that is shown, both of the logarithm to base 10 if that is drawn.
+
+        Of lines that were left, often because they went wrong, no more than half of the main lines' range beyond it.
+
+        Args:
+            log: values are on a logarithmic scale, so that only those above 0 are shown.
+            margin: added at both ends, of the range.
+
+        Returns:
+            None if there is nothing to show.
+        """
+        main, left = (_known_values((one for one in self.curves if one.left == is_left), log) for is_left in (0, 1))
+        main, left = (main, left) if len(main) else (left, main)
+        if not len(main):
+            return None
+        low, high = float(main.min()), float(main.max())
+        span = high - low or abs(high) or 1.0
+        if len(left):
+            low, high = max(min(low, left.min()), low - span / 2), min(max(high, left.max()), high + span / 2)
+        if high == low:
+            low, high = low - span / 2, high + span / 2
+        span = high - low
+        return float(low - margin * span), float(high + margin * span)
+
     def bests(self) -> list[tuple[Curve, Best]]:
         """The best value of each curve; of more than two, the best of all."""
         found = [(curve, curve.best) for curve in self.curves if curve.best is not None]
         if len(found) <= 2:
             return found
         return [max(found, key=lambda one: one[1].value if one[0].mode == "max" else -one[1].value)]
+
+
+def _known_values(curves: Iterable[Curve], log: bool) -> Floats:
+    found = np.concatenate([np.zeros(0), *(curve.values for curve in curves)])
+    known: Floats = found[np.isfinite(found) & ((found > 0) | (not log))]
+    return np.asarray(np.log10(known)) if log else known
 
 
 @dataclass(frozen=True)

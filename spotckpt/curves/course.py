@@ -281,7 +281,7 @@ def _cause(beat: Heartbeat | None, now: float | None) -> tuple[Kind, str] | None
     """
     if beat is None or not beat.released:
         alive = beat is not None and now is not None and now - beat.time < _SILENT_S
-        return None if alive else ("killed", "lost: no sign of life")
+        return None if alive else ("killed", "machine lost: no sign of life")
     match beat.ended:
         case "finished" | "forked":
             return None

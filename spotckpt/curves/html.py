@@ -88,7 +88,12 @@ class _Placer:
 
 def _panel(chart: Chart, panel: Panel, placer: _Placer) -> dict[str, Any]:
     bests = {id(curve): best for curve, best in panel.bests()}
-    return {"title": panel.title, "curves": [_curve(chart, one, bests.get(id(one)), placer) for one in panel.curves]}
+    limits = {name: panel.limits(log=name == "log", margin=0.06) for name in ("linear", "log")}
+    return {
+        "title": panel.title,
+        "limits": limits,
+        "curves": [_curve(chart, one, bests.get(id(one)), placer) for one in panel.curves],
+    }
 
 
 def _curve(chart: Chart, curve: Curve, best: Best | None, placer: _Placer) -> dict[str, Any]:

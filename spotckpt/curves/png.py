@@ -92,7 +92,12 @@ class _Head:
         bests = {id(curve): f"  ★ {words.number(best.value)} at {best.step}" for curve, best in panel.bests()}
         self.panel = panel
         self.named = [one for one in panel.curves if not one.left and (len(chart.lanes) == 1 or id(one) in bests)]
-        self.names = [_cut(one.label, 24) + bests.get(id(one), "") for one in self.named]
+        room = int(0.6 * inches / _LETTER)
+        told = [bests.get(id(one), "") for one in self.named]
+        self.names = [
+            _cut(one.label, max(6, min(24, room - len(best)))) + best
+            for one, best in zip(self.named, told, strict=True)
+        ]
         taken = len(panel.title) * _LETTER * 1.3 + sum(len(name) * _LETTER + 0.45 for name in self.names)
         self.lines = 0 if taken < inches - 1.2 else len(self.names)
 
@@ -137,6 +142,9 @@ def _draw_panel(axes: Axes, chart: Chart, head: _Head, divisor: float) -> None:
         place = curve.scales.moment(chart.look.axis, best.step, None) / divisor
         colour = _colour(curve.style)[0]
         axes.plot([place], [best.value], marker="*", markersize=11, color=colour, markeredgecolor="white", zorder=5)
+    limits = panel.limits(log=chart.look.log, margin=0.06)
+    if limits is not None:
+        axes.set_ylim(*(10**limit for limit in limits) if chart.look.log else limits)
     head.draw(axes)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -201,7 +209,8 @@ def _draw_rows(axes: Axes, chart: Chart, rows: Sequence[Row], divisor: float) ->
         for end in row.line.interruptions:
             _draw_interruption(axes, chart, row, end, place=place, divisor=divisor)
         _number_attempts(axes, chart, row, place, divisor)
-    axes.set_yticks(range(len(rows)), [_cut(row.label, 28) for row in rows])
+    most = min(28, int(3.2 * axes.figure.bbox.width / DPI))
+    axes.set_yticks(range(len(rows)), [_cut(row.label, most) for row in rows])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     for side in ("top", "right", "left"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -118,8 +117,8 @@ def _panel(chart: Chart, panel: Panel, frame: _Frame, signs: Signs, coloured: bo
             told = f"  {signs.best} {words.number(best.value)} at step {best.step}" if best else ""
             sign = signs.points[curve.style % len(signs.points)]
             yield _fitted(Text.assemble((sign, _colour(curve)), f" {curve.label}{told}"), width)
-    low, high = _range(chart, panel)
-    grid = _Grid(frame.columns, height, braille, low, high, log=chart.look.log)
+    limits = panel.limits(log=chart.look.log, margin=0.0)
+    grid = _Grid(frame.columns, height, braille, limits or (0.0, 1.0), log=chart.look.log)
     for curve in sorted(panel.curves, key=lambda curve: not curve.left):
         grid.draw(frame.column(curve.scales.place(chart.look.axis, curve.steps)), curve, signs)
         for step, value in curve.odd():
@@ -129,29 +128,21 @@ def _panel(chart: Chart, panel: Panel, frame: _Frame, signs: Signs, coloured: bo
         column = frame.cell(curve.scales.moment(chart.look.axis, best.step, None))
         grid.put(column, grid.line(best.value), signs.best, f"bold {_colour(curve)}")
     for number, line in enumerate(grid.lines()):
-        value = high if number == 0 else low if number == height - 1 else np.nan
-        label = words.number(value) if np.isfinite(value) else ""
+        label = ""
+        if limits is not None and number in (0, height - 1):
+            limit = limits[0 if number else 1]
+            label = words.number(10**limit if chart.look.log else limit)
         yield Text.assemble((label.rjust(frame.left) + ("┤" if signs.braille else "|"), "dim"), line)
-
-
-def _range(chart: Chart, panel: Panel) -> tuple[float, float]:
-    values = np.concatenate([curve.shown for curve in panel.curves] or [np.zeros(0)])
-    known = values[np.isfinite(values) & ((values > 0) if chart.look.log else True)]
-    if not len(known):
-        return np.nan, np.nan
-    low, high = float(known.min()), float(known.max())
-    return (low, high) if high > low else (low - abs(low or 1.0) / 2, high + abs(high or 1.0) / 2)
 
 
 class _Grid:
     """Characters, and in braille eight dots in each."""
 
-    def __init__(self, columns: int, height: int, braille: bool, low: float, high: float, *, log: bool) -> None:
+    def __init__(self, columns: int, height: int, braille: bool, limits: tuple[float, float], *, log: bool) -> None:
         self._size = columns, height
         self._fine = (2, 4) if braille else (1, 1)
         self._log = log
-        known = (low, high) if np.isfinite(low) else (1.0, 2.0)
-        self._low, self._high = (math.log(known[0]), math.log(known[1])) if log else known
+        self._low, self._high = limits
         self._dots = np.zeros((height, columns), dtype=np.int64)
         self._signs: list[list[str]] = [[" "] * columns for _ in range(height)]
         self._styles: list[list[str]] = [[""] * columns for _ in range(height)]
@@ -171,16 +162,24 @@ class _Grid:
         style = f"dim {_colour(curve)}" if curve.left else _colour(curve)
         values = np.where(curve.shown > 0, curve.shown, np.nan) if self._log else curve.shown
         x, y = columns * self._fine[0], self._rows(np.where(np.isfinite(values), values, np.nan))
-        known = np.isfinite(x) & np.isfinite(y)
+        beyond = self._beyond(values)
+        known = np.isfinite(x) & np.isfinite(y) & ~(beyond & np.roll(beyond, 1))
         for place in np.flatnonzero(known):
             to = place + 1 if place + 1 < len(x) and known[place + 1] else place
             for line, column in _stroke(x[place], y[place], x[to], y[to]):
                 self._dot(line, min(column, self._size[0] * self._fine[0] - 1), sign, style)
 
+    def _beyond(self, values: Floats) -> NDArray[np.bool_]:
+        """Which values the limits leave out."""
+        with np.errstate(invalid="ignore"):
+            known = np.log10(values) if self._log else values
+        found: NDArray[np.bool_] = (known > self._high) | (known < self._low)
+        return found
+
     def _rows(self, values: Floats) -> Floats:
         """float64: from the top, in the finest unit."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            known = np.log(values) if self._log else values
+            known = np.log10(values) if self._log else values
         height = self._size[1] * self._fine[1]
         found: Floats = np.clip((self._high - known) / (self._high - self._low), 0, 1) * (height - 1)
         return found

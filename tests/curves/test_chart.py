@@ -12,7 +12,7 @@ from spotckpt.curves.chart import Look, Wish, better, labels, make_chart
 from spotckpt.curves.words import best as best_in_words
 from spotckpt.errors import UsageError
 from spotckpt.snapshot.descent import Ancestor
-from tests.curves.made import Columns, curves, eventful_subject, history, plain, subject
+from tests.curves.made import Columns, curves, eventful, eventful_subject, history, plain, subject
 from tests.curves.test_course import Told
 
 
@@ -141,6 +141,17 @@ def test_the_mean_is_over_steps_and_beside_the_values() -> None:
     curve = make_chart([plain("s3://b/r", metrics)], Look(smoothing=30)).panels[0].curves[0]
     assert curve.means is not None and curve.means.tolist()[:4] == [0, 0.5, 1, 2]
     assert curve.shown is curve.means and curve.values.tolist() == list(range(10))
+
+
+def test_a_line_that_went_wrong_and_was_left_does_not_flatten_the_others() -> None:
+    lines = eventful().lines()
+    wrong = history(train__loss=Columns(range(500, 900), np.geomspace(1, 1e9, 400)))
+    right = history(train__loss=Columns(range(1000), np.linspace(2, 1, 1000)))
+    [panel] = make_chart([subject("s3://b/r", lines, right, *[wrong] * (len(lines) - 1))], Look()).panels
+    assert panel.limits(log=False, margin=0.0) == (1.0, 2.5)
+    assert panel.limits(log=False, margin=0.1) == pytest.approx((0.85, 2.65))
+    low, high = panel.limits(log=True, margin=0.0) or (0, 0)
+    assert (low, high) == pytest.approx((0.0, 1.5 * math.log10(2)))
 
 
 def test_ten_million_points_are_thinned() -> None:

@@ -105,13 +105,13 @@ def test_attempts_ends_points_and_bests_are_there_and_answer(tmp_path: Path, wid
 @needs_browser
 def test_ten_runs_names_that_look_like_markup_and_values_that_are_no_numbers(tmp_path: Path) -> None:
     nasty = plain(
-        "s3://bucket/</script><b>x", history(**{"train__loss<img src=x>": Columns(range(3), [1, float("nan"), 0.5])})
+        "s3://bucket/</script><b>x", history(**{"train__loss<i>x</i>": Columns(range(3), [1, float("nan"), 0.5])})
     )
     found = look(tmp_path, [*subjects("many"), *subjects("odd"), nasty], width=900)
     assert found["width"] <= found["view"]
     texts = set(found["texts"])
     assert {"lr-0", "lr-9", "✕", "▲", "▼"} <= texts
-    assert {"train/loss", "train/loss<img src=x>"} <= texts, "names are shown as they are"
+    assert {"train/loss", "train/loss<i>x</i>"} <= texts, "names are shown as they are"
     assert found["requests"] == []
 
 

@@ -36,6 +36,10 @@ def logged(values: list[float], *steps: int) -> Subject:
 CASES: dict[str, Callable[[], list[Subject]]] = {
     "eventful": lambda: [eventful_subject()],
     "many": lambda: [plain(f"s3://b/sweep/lr-{i}", curves(500, lr=0.5 + i, seed=i), 250, 500) for i in range(10)],
+    "long names": lambda: [
+        eventful_subject("s3://bucket/vision/resnet50-imagenet-lr-0.1-wd-1e-4-batch-256-seed-0"),
+        plain("s3://bucket/vision/resnet50-imagenet-lr-0.1-wd-1e-4-batch-512-seed-0", curves(800), 400, 800),
+    ],
     "none": lambda: [plain("s3://bucket/none", history())],
     "one": lambda: [logged([0.5])],
     "odd": lambda: [logged(ODD, 16)],
