@@ -37,6 +37,7 @@ VERBS = {
     "fork": _Verb("spotckpt.cli.fork", "Begin another run with a snapshot of this one, sharing its bytes."),
     "curve": _Verb("spotckpt.cli.curve", "Draw metrics, interruptions and points to resume from."),
     "history": _Verb("spotckpt.cli.history", "Write the metrics of a run for other programs."),
+    "diff": _Verb("spotckpt.cli.diff", "Compare two snapshots: tensors, values, metrics."),
     "status": _Verb("spotckpt.cli.agent", "Show what the agent of this machine is doing."),
     "notify": _Verb("spotckpt.cli.agent", "Tell the agent by hand that the machine will go."),
     "agent": _Verb("spotckpt.cli.agent", "Run the agent in the foreground."),
@@ -49,7 +50,7 @@ VERBS = {
 _EPILOG = """\b
 Exit statuses:
   0   done
-  1   drill and demo found a difference, the doctor what does not fit
+  1   diff, drill and demo found a difference, the doctor what does not fit
   10  bad address or selector      11  bad setting or environment value
   12  a value that cannot be held  20  the store failed
   21  no such object               22  there is a run already
