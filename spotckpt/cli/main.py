@@ -37,7 +37,7 @@ VERBS = {
     "fork": _Verb("spotckpt.cli.fork", "Begin another run with a snapshot of this one, sharing its bytes."),
     "curve": _Verb("spotckpt.cli.curve", "Draw metrics, interruptions and points to resume from."),
     "history": _Verb("spotckpt.cli.history", "Write the metrics of a run for other programs."),
-    "diff": _Verb("spotckpt.cli.diff", "Compare two snapshots: tensors, values, metrics."),
+    "diff": _Verb("spotckpt.cli.diff", "Compare two snapshots, of one run or of two."),
     "status": _Verb("spotckpt.cli.agent", "Show what the agent of this machine is doing."),
     "notify": _Verb("spotckpt.cli.agent", "Tell the agent by hand that the machine will go."),
     "agent": _Verb("spotckpt.cli.agent", "Run the agent in the foreground."),
