@@ -7,7 +7,7 @@ import math
 from spotckpt.agent.planner import SPOT_NOTICE_S
 from spotckpt.config import Settings
 from spotckpt.doctor.capacity import Saving, saving_of, upload_speed
-from spotckpt.doctor.facts import Facts, Speed
+from spotckpt.doctor.facts import Bucket, Facts, Speed
 from spotckpt.doctor.row import Row, of_text, seconds_text, size_text
 
 BUDGET_S = SPOT_NOTICE_S - Settings.reserve_s
@@ -33,14 +33,20 @@ def time_rows(facts: Facts) -> list[Row]:
 def _rate(name: str, speed: Speed, facts: Facts) -> Row:
     if speed.bytes_per_s is None:
         found = f"not measured: {speed.why or 'the store cannot be used'}"
-        if not facts.bucket.allows({"upload": "put", "download": "get"}[name]):
-            return Row(name, found, "-")  # the row of that permission says what to do
+        if not _could_be_measured(name, facts.bucket):
+            return Row(name, found, "-")  # another row says what to do
         return Row(name, found, "does not fit", "look at the network between here and the store, and measure again")
     found = f"{size_text(speed.bytes_per_s)}/s, by {size_text(speed.measured_bytes)}"
     size = facts.state.size_bytes
     if name == "download" and size is not None:
         found += f": a restore reads {size_text(size)} in {seconds_text(size / speed.bytes_per_s)}"
     return Row(name, found, "-")
+
+
+def _could_be_measured(name: str, bucket: Bucket) -> bool:
+    if name == "upload":
+        return bool(bucket.allows("put"))
+    return bool(bucket.allows("get")) and bucket.upload.bytes_per_s is not None
 
 
 def _notice(facts: Facts, saving: Saving | None) -> Row:

@@ -159,8 +159,9 @@ def test_in_a_directory_nothing_is_asked_that_only_s3_has():
 
 
 def test_without_a_rate_there_is_no_verdict_on_time():
-    found = rows(bucket={"upload": Speed(why="put is not possible"), **refused("put")})
-    assert {found[check].verdict for check in ("upload", "spot notice", "SIGTERM", "torchrun")} == {"-"}
+    not_measured = Speed(why="put is not possible")
+    found = rows(bucket={"upload": not_measured, "download": not_measured, **refused("put")})
+    assert {found[check].verdict for check in ("upload", "download", "spot notice", "SIGTERM", "torchrun")} == {"-"}
     assert "upload rate" in found["spot notice"].found
 
 
