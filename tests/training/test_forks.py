@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ from torch.optim import lr_scheduler as schedules
 
 import spotckpt
 from spotckpt.errors import MismatchError, UsageError
+from spotckpt.snapshot.catalog import read_catalog
+from spotckpt.snapshot.fetch import read_manifest
+from spotckpt.snapshot.history import read_history
+from spotckpt.snapshot.open import open_run_store
 from tests.cli.command import in_process
 from tests.training.machine import Machine, machine
 
@@ -130,6 +136,7 @@ def train(uri: str, told: Told, *, lr: float = OLD, until: int = STEPS, override
             for task in those:
                 told.lrs[task.kind][step] = task.lrs
                 task.step(x)
+            run.log("train", lr=those[0].lrs[0])
         told.weights = {task.kind: task.model.weight.detach().clone() for task in those}
 
     if until == STEPS:
@@ -208,6 +215,27 @@ def test_override_does_the_same_and_a_later_resume_keeps_it(parent: str, tmp_pat
     train(uri, told, lr=NEW, override=True, until=BROKEN_AT)
     train(uri, told, lr=NEW, override=True)
     judge(told)
+
+
+def test_a_fork_is_read_as_any_run(parent: str, tmp_path: Path) -> None:
+    uri, told = fork(fork(parent, f"file://{tmp_path}/one"), f"file://{tmp_path}/two"), Told()
+    weights = spotckpt.load(uri, only="m_none")["m_none"]["weight"]
+    assert torch.equal(weights, spotckpt.load(parent, only="m_none")["m_none"]["weight"])
+    assert spotckpt.load(f"{uri}@step={FORKED_AT}").keys() == spotckpt.load(parent).keys()
+    model = torch.nn.Linear(3, 2).double()
+    with pytest.raises(Boom), spotckpt.open_run(f"file://{tmp_path}/three", init_from=uri) as run:
+        run.track(m_none=model)
+        raise Boom
+    assert torch.equal(model.weight, weights)
+    train(uri, told, until=BROKEN_AT)
+    with closing(open_run_store(uri)) as store, closing(open_run_store(parent)) as other:
+        newest = max(read_catalog(store).snapshots)
+        mine = read_history(store, read_manifest(store, newest))["train"]["lr"].columns()
+        theirs = read_history(other, read_manifest(other, max(read_catalog(other).snapshots)))["train"]["lr"].columns()
+    assert [column[:FORKED_AT].tolist() for column in mine] == [column.tolist() for column in theirs]
+    assert mine[0].tolist() == list(range(newest.step)), "no gap, and no point twice"
+    (row,) = [one for one in json.loads(in_process("status", "--json").out)["runs"] if one["uri"] == uri] or [None]
+    assert row is None or row["attempt"] == 2
 
 
 def test_without_either_the_snapshot_s_values_go_on(parent: str, tmp_path: Path) -> None:
