@@ -89,9 +89,8 @@ def test_cut_at_every_operation_and_repeated(new_run: NewRun, kind: Kind, *, cop
                 there = list(to.glob("packs/*/*.safetensors"))
                 again = Faults()
                 made = forked(parent.root, wanted, to, again, copy=copy)
-                assert not there or not any(
-                    "safetensors" in one for one in again.trace if one.startswith(("put", "read"))
-                )
+                moved = [one for one in again.trace if one.startswith(("put", "read")) and "safetensors" in one]
+                assert not there or not moved, "what was copied wholly is not copied again"
         pins = read_pins(LocalStore(str(parent.root)))
         mine = [name for name, one in pins.items() if one.fork == f"file://{to}"]
         assert mine == ([] if copy else [f"fork-{made.record.run_id}"])

