@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spotckpt.errors import EncodeError, SpotckptError, UsageError
+from spotckpt.errors import Corrupt, EncodeError, SpotckptError, UsageError
 from spotckpt.moving.contents import Contents, fingerprint
 from spotckpt.moving.files import write
 from spotckpt.moving.formats import format_of
@@ -143,6 +143,19 @@ def test_a_destination_that_cannot_be_is_named(tmp_path):
         write(contents(), tmp_path / "nowhere" / "c.pt", "pt")
     with pytest.raises(UsageError, match=r"c\.txt: its name does not say"):
         format_of(tmp_path / "c.txt", None)
+
+
+def test_a_file_that_reads_back_differently_does_not_get_its_name(tmp_path, monkeypatch):
+    def save(document, path):
+        document["model"]["0.weight"] = document["model"]["0.weight"].clone()
+        document["model"]["0.weight"].view(torch.int32)[0, 0] ^= 1
+        torch.save(document, path)
+
+    monkeypatch.setattr("spotckpt.moving.files.save", save)
+    (tmp_path / "c.pt").write_bytes(b"before")
+    with pytest.raises(Corrupt, match="read back"):
+        write(contents(), tmp_path / "c.pt", "pt")
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("c.pt", b"before")]
 
 
 def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path):
