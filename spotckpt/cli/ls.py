@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +13,8 @@ import click
 from spotckpt.cli import output
 from spotckpt.cli.runs import AttemptRow, Overview, SnapshotRow, address_of_run, descent, read_overview
 from spotckpt.snapshot.records import RunRecord
+
+_OF_A_FORK = re.compile(r"fork-[0-9a-f]{16}")
 
 
 @click.command(
@@ -113,7 +116,9 @@ def _snapshots(rows: Sequence[SnapshotRow], now: float) -> Any:
 
 def _reason(row: SnapshotRow) -> str:
     end = " (end)" if row.finished and row.reason != "final" else ""
-    return f"{row.reason}{end}" + (f", pinned as {', '.join(row.pins)}" if row.pins else "")
+    by_hand = [name for name in row.pins if not _OF_A_FORK.fullmatch(name)]
+    forked = ", forked" if len(by_hand) < len(row.pins) else ""
+    return f"{row.reason}{end}{forked}" + (f", pinned as {', '.join(by_hand)}" if by_hand else "")
 
 
 def _metrics(latest: Mapping[str, float]) -> str:
