@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -90,11 +91,11 @@ def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def _worst_first(tensors: Sequence[TensorDifference]) -> list[TensorDifference]:
-    """What cannot be compared, NaN, then the largest."""
+    """What cannot be compared, NaN, then the largest; the run's own, as generators, after the user's."""
 
-    def rank(one: TensorDifference) -> tuple[bool, float]:
-        certain = one.largest is not None and one.largest == one.largest
-        return certain, -(one.largest or 0.0) if certain else 0.0
+    def rank(one: TensorDifference) -> tuple[bool, bool, float]:
+        certain = one.largest is not None and not math.isnan(one.largest)
+        return one.name.startswith("run/"), certain, -(one.largest or 0.0) if certain else 0.0
 
     return sorted(tensors, key=rank)
 

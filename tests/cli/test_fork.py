@@ -79,6 +79,7 @@ def test_what_the_others_show_of_it(run):
     assert f"descendsfrom{run.uri}@{run.ids[1]}" in "".join(detail.split())
     assert "0.05, from here on 0.01" in detail
     assert json.loads(ok("show", to, "--json"))["lineage"] == [f"{run.uri}@{run.ids[1]}"]
+    assert " notice, forked " in ok("ls", run.uri)
     run_id = json.loads(ok("ls", to, "--json"))["run"]["run_id"]
     assert json.loads(ok("ls", run.uri, "--json"))["snapshots"][1]["pins"] == [f"fork-{run_id}"]
     whole(to)
