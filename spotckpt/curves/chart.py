@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spotckpt.curves.course import Line
-from spotckpt.curves.scales import Axis, Scales, has_own_steps, own_scales, scales_of
+from spotckpt.curves.scales import Axis, Scales, has_own_steps, own_scales, run_steps, scales_of
 from spotckpt.curves.thin import smooth, thin
 from spotckpt.errors import UsageError
 from spotckpt.snapshot.descent import Ancestor
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
+    _Columns = tuple[Ints, Ints, Floats]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which the colour-blind tell apart, without the yellow, which a white page hides."""
@@ -106,7 +107,7 @@ class Curve:
         count: of the values before thinning.
         mode: which way is better, `min`, `max` or empty.
         best: of all values of a main line; None if nobody says which way is better.
-        own_steps: the steps are not the run's.
+        own_steps: the steps are not the run's, and nothing tells which of the run's they were.
     """
 
     run: int
@@ -310,24 +311,35 @@ def _curves(metric: str, lane: Lane, look: Look, wishes: Sequence[Wish]) -> Iter
         series = track.history.get(set_, {}).get(name)
         if series is None or not series.is_scalar:
             continue
-        own = has_own_steps(series)
-        scales = own_scales(series) if own else scales  # noqa: PLW2901
-        columns = _after(series, 0 if own else track.line.since or lane.since)
+        columns, own = _run_columns(series, scales), False
+        if columns is None:
+            columns, own, scales = series.columns(), True, own_scales(series)  # noqa: PLW2901
+        best = _best(columns, mode) if mode and not number else None
+        columns = _after(columns, 0 if own else track.line.since or lane.since)
         if not len(columns[0]) or not scales.has(look.axis):
             continue
-        best = _best(series, mode) if mode and not number else None
-        curve = Curve(lane.style, lane.label, metric, lane.style, number > 0, scales, *columns, mode, best, own)
+        count = len(columns[0])
+        curve = Curve(
+            lane.style, lane.label, metric, lane.style, number > 0, scales, *columns, None, count, mode, best, own
+        )
         yield _thinned(curve, look)
 
 
-def _after(series: Series, since: int) -> tuple[Ints, Ints, Floats, None, int]:
-    """The columns from that step on, and the point before, from which the line is drawn."""
+def _run_columns(series: Series, scales: Scales) -> _Columns | None:
+    """The columns, with steps of the run; None if the metric has steps of its own, and nothing tells what they were."""
     steps, epochs, values = series.columns()
+    if not has_own_steps(series):
+        return steps, epochs, values
+    found = run_steps(series, scales)
+    return None if found is None else (found, epochs, values)
+
+
+def _after(columns: _Columns, since: int) -> _Columns:
+    """The columns from that step on, and the point before, from which the line is drawn."""
+    steps, epochs, values = columns
     first = int(np.searchsorted(steps, since, side="left")) if since else 0
-    if first == len(steps):
-        return steps[:0], epochs[:0], values[:0], None, 0
-    first = max(0, first - 1)
-    return steps[first:], epochs[first:], values[first:], None, len(steps) - first
+    first = first if first == len(steps) else max(0, first - 1)
+    return steps[first:], epochs[first:], values[first:]
 
 
 def _thinned(curve: Curve, look: Look) -> Curve:
@@ -339,9 +351,9 @@ def _thinned(curve: Curve, look: Look) -> Curve:
     return replace(curve, steps=curve.steps[kept], epochs=curve.epochs[kept], values=curve.values[kept], means=means)
 
 
-def _best(series: Series, mode: str) -> Best | None:
+def _best(columns: _Columns, mode: str) -> Best | None:
     """The earliest of equals, of those that are finite."""
-    steps, epochs, values = series.columns()
+    steps, epochs, values = columns
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
         return None

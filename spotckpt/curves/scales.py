@@ -99,8 +99,30 @@ def scales_of(line: Line, history: History, *, origin: float | None) -> Scales:
 
 
 def own_scales(series: Series) -> Scales:
-    """Of a metric whose steps are the caller's own, and so say nothing of the run's: its epochs tell where it was."""
+    """Of a metric whose steps are the caller's own, where nothing tells which steps of the run they were."""
     return Scales((), tuple(_beginnings(series)))
+
+
+def run_steps(series: Series, scales: Scales) -> NDArray[np.int64] | None:
+    """The steps of the run, about, at which values were logged that have steps of their own (epochs, samples).
+
+    Of each epoch the values are spread evenly, the last one at its end.
+
+    Returns:
+        int64[n], growing; None if no epochs tell.
+    """
+    epochs = series.columns()[1]
+    if not scales.epochs or not len(epochs) or (epochs < 0).any() or (np.diff(epochs) < 0).any():
+        return None
+    known, first, counts = np.unique(epochs, return_index=True, return_counts=True)
+    which = np.searchsorted(known, epochs)
+    places = epochs + (np.arange(len(epochs)) - first[which] + 1) / counts[which]
+    begins = np.array(scales.epochs, dtype=np.float64)
+    end, last = scales.stretches[-1].last if scales.stretches else 0, begins[-1]
+    if end > last[0]:  # an epoch that is under way ends where the run has come to
+        begins = np.vstack([begins, [end, last[1] + 1]])
+    found: NDArray[np.int64] = np.rint(np.interp(places, begins[:, 1], begins[:, 0])).astype(np.int64)
+    return found
 
 
 def has_own_steps(series: Series) -> bool:

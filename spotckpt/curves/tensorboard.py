@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from spotckpt.curves.chart import Track
-from spotckpt.curves.scales import has_own_steps, scales_of
+from spotckpt.curves.scales import has_own_steps, run_steps, scales_of
 from spotckpt.errors import UsageError
 from spotckpt.snapshot.metrics import Series
 
@@ -60,7 +60,9 @@ def _began(track: Track) -> float:
 def _times(track: Track, series: Series) -> NDArray[np.float64]:
     """float64[n]: seconds since the epoch; when the run began, for what nobody knows better."""
     steps, began = series.columns()[0], _began(track)
-    if has_own_steps(series):
+    scales = scales_of(track.line, track.history, origin=0.0)
+    of_run = run_steps(series, scales) if has_own_steps(series) else steps
+    if of_run is None:
         return np.full(len(steps), began)
-    times = scales_of(track.line, track.history, origin=0.0).place("time", steps)
+    times = scales.place("time", of_run)
     return np.where(np.isfinite(times), times, began)

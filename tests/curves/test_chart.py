@@ -136,6 +136,23 @@ def test_one_epoch_and_steps_beyond_those_that_are_known() -> None:
     assert scales.place("epoch", np.array([249, 300])) == pytest.approx([2.49, 3.0])
 
 
+def test_steps_of_the_caller_s_own_are_placed_by_their_epochs() -> None:
+    class Own(Columns):
+        given = True
+
+    by_epoch, by_sample = Own(range(3), [0.1, 0.2, 0.3]), Own(range(0, 3000, 500), range(6))
+    by_epoch._epochs, by_sample._epochs = np.arange(3), np.arange(6) // 2
+    metrics = history(train__loss=Columns(range(250), range(250), per_epoch=100), valid__a=by_epoch, valid__b=by_sample)
+    chart = make_chart([plain("s3://b/r", metrics, 250)], Look(), [Wish.parse("a:max"), Wish.parse("b")])
+    one, two = (panel.curves[0] for panel in chart.panels)
+    assert one.steps.tolist() == [100, 200, 250] and two.steps.tolist() == [50, 100, 150, 200, 225, 250]
+    assert one.best is not None and (one.best.value, one.best.step) == (0.3, 250)
+    nothing_tells = history(train__loss=Columns(range(9), range(9)), valid__a=Own(range(3), range(3)))
+    [_, panel] = make_chart([plain("s3://b/r", nothing_tells, 9)], Look()).panels
+    assert panel.curves[0].steps.tolist() == [0, 1, 2] and panel.curves[0].own_steps
+    assert [p.curves for p in make_chart([plain("s3://b/r", nothing_tells, 9)], Look(axis="time")).panels][1] == ()
+
+
 def test_the_mean_is_over_steps_and_beside_the_values() -> None:
     metrics = history(train__loss=Columns(range(0, 100, 10), range(10)))
     curve = make_chart([plain("s3://b/r", metrics)], Look(smoothing=30)).panels[0].curves[0]

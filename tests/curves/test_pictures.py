@@ -181,3 +181,16 @@ def test_the_terminal_shows_what_is_not_finite_and_leaves_gaps() -> None:
     assert "? a value is not a number" in lines
     logged = text("odd", 60, unicode=False, log=True)
     assert any(line.strip().startswith("0.3|") for line in logged)
+
+
+def test_a_panel_without_a_curve_on_this_axis_is_empty_everywhere() -> None:
+    class Own(Columns):
+        given = True
+
+    metrics = history(train__loss=Columns(range(9), range(9)), valid__a=Own(range(3), range(3)))
+    chart = make_chart([plain("s3://b/r", metrics, 9)], Look(axis="time"))
+    assert [len(panel.curves) for panel in chart.panels] == [1, 0]
+    assert png.draw_png(chart, width=600).startswith(b"\x89PNG")
+    assert "a" in [line.plain for line in draw_text(chart, width=60, unicode=True, coloured=False)]
+    draw_html = pytest.importorskip("spotckpt.curves.html").draw_html
+    assert '"title": "a"' in draw_html(chart)
