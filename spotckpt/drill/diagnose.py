@@ -150,7 +150,8 @@ def _after_resumes(evidence: Evidence, plain: Plain, noise: Noise) -> Verdict:
             carried += carried_of(plain, told.life, number=number, noise=noise)
             found = found or first_difference(plain, told.life, number=number, is_fresh=False, noise=noise)
     if found is not None:
-        return _of_a_difference(evidence, plain, found, [one for one in carried if one.life <= found.life])
+        mine = [one for one in carried if one.life <= found.life]
+        return _of_a_difference(evidence, plain, found, mine, noise)
     if not evidence.whole:
         return Verdict()
     lasting = [one for one in carried if not one.healed]
@@ -159,18 +160,24 @@ def _after_resumes(evidence: Evidence, plain: Plain, noise: Noise) -> Verdict:
     return _of_the_output(evidence, plain, carried, noise)
 
 
-def _of_a_difference(evidence: Evidence, plain: Plain, found: Difference, carried: Sequence[Carried]) -> Verdict:
-    if found.group == "batch" and not any(one.kind == "generator" for one in carried):
-        told = evidence.lives[found.life - 1]
-        files = changed_files(plain.life, told.life)
-        if not files and any(_INEXACT in line for line in told.lines):
-            return Verdict(findings.inexact_loader(found))
-        if not files and evidence.control is None:
-            return Verdict(needs_control=True)
+def _of_a_difference(
+    evidence: Evidence, plain: Plain, found: Difference, carried: Sequence[Carried], noise: Noise
+) -> Verdict:
+    told, before = evidence.lives[found.life - 1], plain.at(found.record)
+    files = changed_files(plain.life, told.life) if found.group == "batch" else []
+    apart = [] if before is None else _standing_elsewhere(before, found.record)
+    apart = [name for name in apart if ("generators", name) not in noise]
+    if files:
         return Verdict(findings.data_changed(found, files))
-    if carried:
+    if found.group == "batch" and any(_INEXACT in line for line in told.lines):
+        return Verdict(findings.inexact_loader(found))
+    if carried and (found.group != "batch" or any(one.kind == "generator" for one in carried)):
         return Verdict(findings.not_brought_back(carried, _twins(plain), found))
-    return Verdict(findings.unknown(found)) if evidence.control is not None else Verdict(needs_control=True)
+    if evidence.control is None:
+        return Verdict(needs_control=True)
+    if found.group in ("batch", "generators") and apart:
+        return Verdict(findings.drawn_elsewhere(apart, found))
+    return Verdict(findings.data_changed(found, files) if found.group == "batch" else findings.unknown(found))
 
 
 def _of_the_output(evidence: Evidence, plain: Plain, carried: Sequence[Carried], noise: Noise) -> Verdict:

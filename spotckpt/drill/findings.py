@@ -12,6 +12,7 @@ from spotckpt.drill.compare import Carried, Difference
 Cause = Literal[
     "unseeded generator",
     "untracked generator",
+    "generator elsewhere",
     "untracked copy",
     "untracked state",
     "local accumulator",
@@ -78,6 +79,20 @@ def seeded_late(name: str, found: Difference) -> Finding:
         f"seed before the model is built: {seed}",
         found.record.step,
         text,
+    )
+
+
+def drawn_elsewhere(names: Sequence[str], found: Difference) -> Finding:
+    """Generators that stand elsewhere after a resume, though two starts that resume nothing have them the same."""
+    named = [generator(name)[0] for name in names]
+    return Finding(
+        "generator elsewhere",
+        _line(found),
+        f"{' and '.join(named)}: not where it was, after the resume, though the same in two starts "
+        "that resume nothing: something draws only when the training is resumed, or only when it is not",
+        "draw the same in both cases, or from a generator of its own",
+        found.record.step,
+        named[0],
     )
 
 

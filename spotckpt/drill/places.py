@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,6 +80,9 @@ class Prefix(Place):
 
     def stop(self) -> None:
         """Deletes all that the drill wrote; says so where that is not allowed."""
+        if self.uri.startswith("file://"):
+            shutil.rmtree(self.uri.removeprefix("file://"), ignore_errors=True)
+            return
         store = open_store(self.uri, environment=self.environment)
         try:
             for write in store.unfinished():

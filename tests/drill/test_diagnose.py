@@ -264,6 +264,15 @@ def test_a_difference_that_nothing_explains_says_so_after_a_control():
     assert finding.first == "the tensor model/weight at step 6 (start 2)"
 
 
+def test_another_batch_from_a_generator_that_stands_elsewhere_is_not_the_data():
+    other = both(
+        changing("batch", "batch", lambda step: f"c{step}", since=5),
+        changing("generators", "torch", lambda step: [f"u{step}", True, 0], since=5),
+    )
+    finding = found(lives=(FIRST, life(first=RESUMED_AT, change=other)), control=FIRST)
+    assert (finding.cause, finding.name) == ("generator elsewhere", "torch's global generator")
+
+
 @pytest.mark.parametrize("group", ["tensors", "values", "generators"])
 def test_every_recorded_thing_counts_after_a_resume(group):
     name = {"tensors": WEIGHT, "values": "scheduler/last_epoch", "generators": "torch"}[group]
