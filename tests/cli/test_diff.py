@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import astuple
 from pathlib import Path
@@ -15,7 +16,6 @@ import pytest
 
 from spotckpt.snapshot.attempts import ensure_run
 from spotckpt.snapshot.differences import Differences, _compare_metrics
-from spotckpt.snapshot.metrics import History
 from spotckpt.snapshot.save import commit, upload
 from spotckpt.snapshot.tree import encode
 from spotckpt.store.open import open_store
@@ -94,11 +94,18 @@ def test_every_kind_of_difference_is_listed(root):
     )
 
 
-def history(*points: tuple[int, Any]) -> History:
-    found = History()
-    for step, value in points:
-        found.log("train", "loss", value, step=step)
-    return found
+class Points:
+    """A series, as far as numbers are read from it."""
+
+    is_scalar = True
+
+    def __init__(self, points: Sequence[tuple[int, float]]) -> None:
+        self.points = points
+
+    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        steps = [step for step, _ in self.points]
+        values = [value for _, value in self.points]
+        return np.array(steps, np.int64), np.zeros(len(steps), np.int64), np.array(values, np.float64)
 
 
 @pytest.mark.parametrize(
@@ -107,13 +114,14 @@ def history(*points: tuple[int, Any]) -> History:
         ([(0, 1.0), (1, math.nan)], [(0, 1.0), (1, math.nan)], None),
         ([(0, 1.0), (1, 2.0), (2, 3.0)], [(0, 1.0), (1, 2.25)], ((3, 2), 1, 1, 0.25)),
         ([(0, 1.0)], [], ((1, 0), 0, 0, None)),
+        ([], [], None),
         ([(5, 1.0), (9, 2.0)], [(5, 1.0), (7, 2.0), (9, 2.0)], ((2, 3), 7, 0, None)),
         ([(5, 0.0)], [(5, -0.0)], ((1, 1), 5, 1, 0.0)),
     ],
 )
 def test_metrics(a, b, expected):
     found = Differences()
-    _compare_metrics(history(*a), history(*b), found)
+    _compare_metrics(*({"train": {"loss": Points(points)}} for points in (a, b)), found)
     assert found.num_metrics == 1
     assert [astuple(one)[1:] for one in found.metrics] == ([] if expected is None else [expected])
 

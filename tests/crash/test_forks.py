@@ -86,10 +86,12 @@ def test_cut_at_every_operation_and_repeated(new_run: NewRun, kind: Kind, *, cop
                     forked(parent.root, wanted, to, copy=copy)
                 made = Fork(read_run(opened(to)), None)  # type: ignore[arg-type]
             else:
-                there = list(to.glob("packs/*/*.safetensors"))
+                there = list(to.glob("packs/*/rank-*.safetensors"))
                 again = Faults()
                 made = forked(parent.root, wanted, to, again, copy=copy)
-                moved = [one for one in again.trace if one.startswith(("put", "read")) and "safetensors" in one]
+                moved = [
+                    one for one in again.trace if one.startswith(("put", "read")) and one.endswith("0.safetensors")
+                ]
                 assert not there or not moved, "what was copied wholly is not copied again"
         pins = read_pins(LocalStore(str(parent.root)))
         mine = [name for name, one in pins.items() if one.fork == f"file://{to}"]
