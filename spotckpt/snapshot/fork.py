@@ -91,7 +91,8 @@ class Plan:
     @property
     def needed(self) -> set[str]:
         """The runs, by id, that hold what the snapshot is made of; the source always, as it may come to be."""
-        return {split_shared(pack.key)[0] or self.parent.run_id for pack in self.manifest.packs} | {self.parent.run_id}
+        holders = {split_shared(key)[0] for key, _ in self.manifest.objects}
+        return {run_id or self.parent.run_id for run_id in holders} | {self.parent.run_id}
 
     def record(self, run_id: str, created: float) -> RunRecord:
         """A new `run.json`."""
