@@ -72,7 +72,8 @@ def curve(
     if not (as_json or png or html):
         out = output.console(most=width or sys.maxsize)
         columns = width or min(out.width, sys.maxsize if out.is_terminal else output.WIDTH)
-        _print(make_chart(subjects, Look(axis, log, smooth, 2 * columns), wishes), columns)
+        chart = make_chart(subjects, Look(axis, log, smooth, 2 * columns), wishes)
+        _print(chart, columns, chosen=bool(wishes))
 
 
 def _read(text: str, *, left: bool, timeout_s: float) -> Subject:
@@ -107,21 +108,17 @@ def _draw_html(path: Path, chart: Chart) -> None:
 
 
 def _tell(path: Path, chart: Chart) -> None:
-    _say_others(chart)
-    output.emit_line(f"{path}: {len(chart.panels)} panel{'' if len(chart.panels) == 1 else 's'}")
+    left_out = f", without {', '.join(chart.others)}" if chart.others else ""
+    output.emit_line(f"{path}: {len(chart.panels)} panel{'' if len(chart.panels) == 1 else 's'}{left_out}")
 
 
-def _say_others(chart: Chart) -> None:
-    if chart.others:
-        _say(f"not drawn (--metric): {', '.join(chart.others)}")
-
-
-def _print(chart: Chart, columns: int) -> None:
+def _print(chart: Chart, columns: int, *, chosen: bool) -> None:
     out = output.console(most=columns)
     unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
     for line in draw_text(chart, width=columns, unicode=unicode, coloured=out.color_system is not None):
         out.print(line, soft_wrap=True)
-    _say_others(chart)
+    if chart.others and not chosen:
+        _say(f"not drawn, as there are so many (--metric): {', '.join(chart.others)}")
 
 
 def _document(subject: Subject) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from spotckpt.curves.scales import Axis, Scales, has_own_steps, own_scales, run_
 from spotckpt.curves.thin import smooth, thin
 from spotckpt.errors import UsageError
 from spotckpt.snapshot.descent import Ancestor
+from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.metrics import Best, History, Series
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ class Subject:
     tracks: tuple[Track, ...]
     run_id: str = ""
     ancestors: tuple[Ancestor, ...] = ()
+
+    @property
+    def forked_at(self) -> int | None:
+        """The step at which it left the run that it was forked from; None if it is no fork."""
+        return SnapshotId.parse(self.ancestors[0].snapshot).step if self.ancestors else None
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,9 @@ def _row(row: Row, placer: _Placer) -> dict[str, Any]:
         "run": row.lane.label,
         "colour": COLOURS[row.lane.style % len(COLOURS)],
         "left": row.left,
+        "fork": None
+        if row.forked_at is None
+        else {"x": placer.place(row.scales, row.forked_at), "text": words.fork(row.lane.subject)},
         "attempts": [
             {"attempt": one.attempt, "x": placer.span(row, one), "text": words.attempt(one)}
             for one in row.line.stretches

@@ -41,6 +41,11 @@ class Row:
             first = max(first, self.scales.moment(axis, since, None))
         return first, max(first, last)
 
+    @property
+    def forked_at(self) -> int | None:
+        """Where the run left another one; None on lines that were left."""
+        return None if self.left else self.lane.subject.forked_at
+
     def at(self, chart: Chart, step: int, time: float | None = None) -> float:
         """The place of a step, or of a time if that is the axis, on the chart's axis."""
         return self.scales.moment(chart.look.axis, step, time)
@@ -48,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Meaning:
-    """An entry of the legend: the sign is a kind of interruption, `run`, `resume`, `again`, or one of `ODD`."""
+    """An entry of the legend: the sign is a kind of interruption, `run`, `fork`, `resume`, `again`, or of `ODD`."""
 
     sign: str
     text: str
@@ -76,6 +81,11 @@ def unit_of(chart: Chart, rows: Sequence[Row]) -> tuple[float, str]:
 def meanings(chart: Chart, rows: Sequence[Row]) -> list[Meaning]:
     """The legend. Few interruptions are told one by one, many by their kind."""
     found = [Meaning("run", lane.label, lane.style) for lane in chart.lanes] if len(chart.lanes) > 1 else []
+    for lane in chart.lanes:
+        if lane.subject.ancestors:
+            found.append(
+                Meaning("fork", (f"{lane.label}, " if len(chart.lanes) > 1 else "") + words.fork(lane.subject))
+            )
     ends = [(row, end) for row in rows for end in row.line.interruptions]
     if len(ends) <= MOST_EXPLAINED:
         whose = [f"{row.lane.label}, " if len(chart.lanes) > 1 else "" for row, _ in ends]

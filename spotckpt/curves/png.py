@@ -24,7 +24,7 @@ _LETTER = 0.06
 """Inches that a letter of a legend takes, about."""
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)))
 _MARKS: dict[str, Any] = {
-    **{"notice": "v", "killed": "X", "error": "D", "user": "s"},
+    **{"notice": "v", "killed": "X", "error": "D", "user": "s", "fork": ">"},
     **{"resume": "|", "nan": "x", "inf": 6, "-inf": 7},
 }
 _INK, _SHADE, _FAINT = "#333333", "#EDF1F5", "#8A8A8A"
@@ -206,6 +206,9 @@ def _draw_rows(axes: Axes, chart: Chart, rows: Sequence[Row], divisor: float) ->
             axes.barh([place], [last - first], left=[first], **look)
         points = [row.at(chart, one.step, one.at) / divisor for one in row.line.points]
         axes.plot(points, [place + 0.33] * len(points), marker="|", markersize=4, color=_INK, linestyle="")
+        if row.forked_at is not None:
+            at = row.at(chart, row.forked_at) / divisor
+            axes.plot([at], [place], marker=_MARKS["fork"], color=_INK, markeredgecolor="white", markersize=7)
         for end in row.line.interruptions:
             _draw_interruption(axes, chart, row, end, place=place, divisor=divisor)
         _number_attempts(axes, chart, row, place, divisor)

@@ -36,12 +36,12 @@ class Signs:
     braille: bool
 
 
-_MARKS = {"run": "-", "notice": "v", "killed": "x", "error": "!", "user": "s"}
+_MARKS = {"run": "-", "fork": ">", "notice": "v", "killed": "x", "error": "!", "user": "s"}
 ASCII = Signs("*o+#%@&", {**_MARKS, "resume": "|", "again": "=", "nan": "?", "inf": "^", "-inf": "_"}, "*", "-=", False)
 UNICODE = Signs(
     "●○▲△■□◆",
     {
-        **{"run": "━", "notice": "▼", "killed": "✖", "error": "◆", "user": "■"},
+        **{"run": "━", "fork": "▶", "notice": "▼", "killed": "✖", "error": "◆", "user": "■"},
         **{"resume": "╵", "again": "▔", "nan": "?", "inf": "▲", "-inf": "▼"},
     },
     "★",
@@ -221,6 +221,8 @@ def _row(chart: Chart, row: Row, frame: _Frame, signs: Signs) -> Iterator[Text]:
         if last - first > len(name) + 1:
             middle = (first + last - len(name) + 1) // 2
             bar[middle : middle + len(name)] = name
+    if row.forked_at is not None:
+        bar[frame.cell(row.at(chart, row.forked_at))] = signs.marks["fork"]
     for end in row.line.interruptions:
         bar[frame.cell(row.at(chart, end.step, end.at))] = signs.marks[end.kind]
     points = [" "] * frame.columns

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 
-from spotckpt.curves.chart import Chart, Curve, Lane
+from spotckpt.curves.chart import Chart, Curve, Lane, Subject
 from spotckpt.curves.course import Interruption, Kind, Line, ResumePoint, Stretch
 from spotckpt.snapshot.metrics import Best
 
@@ -77,6 +77,11 @@ def resume_point(uri: str, point: ResumePoint) -> str:
 def address(uri: str, point: ResumePoint) -> str:
     """What goes on from there."""
     return f"{_run_of(uri)}@{point.selector}"
+
+
+def fork(subject: Subject) -> str:
+    """Where a fork comes from."""
+    return f"forked from {subject.ancestors[0].uri} at step {subject.forked_at}"
 
 
 def attempt(stretch: Stretch) -> str:

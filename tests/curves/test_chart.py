@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from spotckpt.curves.chart import Look, Wish, better, labels, make_chart
+from spotckpt.curves.marks import meanings, rows_of
+from spotckpt.curves.text import draw_text
 from spotckpt.curves.words import best as best_in_words
 from spotckpt.errors import UsageError
 from spotckpt.snapshot.descent import Ancestor
@@ -101,13 +103,19 @@ def test_what_a_fork_shares_with_a_run_beside_it_is_drawn_once() -> None:
     first = told.attempt(1, 600, ended="forked")
     told.attempt(2, 800, base=first[0], ended="finished")
     forked = subject(
-        "s3://bucket/fork", told.lines(), curves(800), ancestors=(Ancestor("parent", "?", at.snapshot, None),)
+        "s3://bucket/fork", told.lines(), curves(800), ancestors=(Ancestor("parent", "s3://b/x", at.snapshot, None),)
     )
     beside = make_chart([parent, forked], Look()).panels[0].curves
     assert [one.steps[0] for one in beside if one.label == "fork"] == [599]
     alone = make_chart([forked], Look())
     assert alone.panels[0].curves[0].steps[0] == 0
     assert alone.lanes[0].line.interruptions == (), "to be forked is no interruption"
+    assert [one.text for one in meanings(alone, rows_of(alone)) if one.sign == "fork"] == [
+        "forked from s3://b/x at step 600"
+    ]
+    lines = [line.plain for line in draw_text(alone, width=80, unicode=True, coloured=False)]
+    [row] = [line for line in lines if line.strip().startswith("fork ")]
+    assert row.count("▶") == 1 and "▶ forked from s3://b/x at step 600" in lines
 
 
 def test_labels_are_the_shortest_ends_that_differ() -> None:
