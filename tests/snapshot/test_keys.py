@@ -123,3 +123,27 @@ def test_parse_key_only_knows_what_it_would_write(text: str) -> None:
 def test_bad_pin_names(name: str) -> None:
     with pytest.raises(AddressError):
         pin_key(name)
+
+
+@given(ids)
+def test_what_lies_in_an_ancestor_has_a_key_of_its_own_that_no_listing_takes_for_ours(snapshot: SnapshotId) -> None:
+    key = pack_key(snapshot)
+    shared = shared_key("0123456789abcdef", key)
+    assert split_shared(shared) == ("0123456789abcdef", key) and split_shared(key) == ("", key)
+    assert shared_key("f" * 16, shared) == shared, "an ancestor's ancestor's stays its own"
+    assert parse_key(shared) is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "forks/0123456789abcdef/attempts/0001.json",
+        "forks/0123456789ABCDEF/packs/x",
+        "forks/../packs/x",
+        "forks/0123456789abcdef/forks/0123456789abcdef/packs/x",
+        "x/forks/0123456789abcdef/packs/x",
+    ],
+)
+def test_no_other_key_leads_into_an_ancestor(key: str) -> None:
+    assert split_shared(key) == ("", key) and parse_key(key) is None
+    assert parse_key(split_shared("forks/0123456789abcdef/packs/../run.json")[1]) is None
