@@ -141,7 +141,7 @@ class Lender:
             self._spool.forget(slot)
             self._short = [] if had else short
         self._note(size_bytes, short, grown=grown)
-        return grown or had > 0
+        return grown or slot.allocated_bytes < had
 
     def _allocate(self, slot: SpoolSlot, size_bytes: int) -> list[room.Shortage]:
         is_first = not any(other.allocated_bytes for other in self._spool.slots if other is not slot)

@@ -24,7 +24,8 @@ request still being worked on carries its number as `call`.
 | `progress` | call, uri, id, sent_bytes, total_bytes | while `drain` and `close` upload |
 | `notice` | kind, action, final, seconds_left or null, id, plan, why | when it comes |
 | `plan` | uri, kind, action, seconds_left or null, plan, why | when that changes, after a final notice |
-| `committed` | uri, id, acknowledged | |
+| `committed` | uri, id, acknowledged, history [[rows, payload_bytes]] | |
+| `discontinued` | uri, id | when a snapshot is dropped because the next one must bring all metrics |
 | `superseded` | uri, id or null, message | once |
 | `dropped` | uri, id, reason | when a snapshot that was asked for gives way to a newer one |
 | `warning` | uri, message | when slots are fewer, or elsewhere, than they should be, or uploads too slow |

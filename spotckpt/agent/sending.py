@@ -20,6 +20,7 @@ from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.retention import RESTART_AGE_S
 from spotckpt.snapshot.reuse import Previous
 from spotckpt.snapshot.save import commit, find_previous, upload
+from spotckpt.snapshot.segments import Discontinued, Size
 from spotckpt.store.base import Store
 
 T = TypeVar("T")
@@ -86,6 +87,7 @@ class Sender:
         copy_s: from the last snapshot's boundary to its seal.
         commit_s: what its upload took beside its bytes.
         saved_at: when what was committed last was captured, on the agent's clock.
+        history_sizes: of the segments of its metric history.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Sender:
         self.transfer: Transfer | None = None
         self.share = 1.0
         self.copy_s = self.commit_s = self.saved_at = 0.0
+        self.history_sizes: list[Size] = []
 
     @property
     def bandwidth(self) -> float | None:
@@ -163,6 +166,7 @@ class Sender:
             hint = "it is sent again, under another id"
             raise SpoolError(f"the upload of {sent.manifest.snapshot} began over {days:g} days ago", hint=hint)
         commit(self.store, sent.manifest)
+        self.history_sizes = [one.size for one in sent.manifest.history]
         now = self._clock.now()
         self.saved_at = now - (self._clock.wall() - sent.manifest.created)
         if bytes_s is not None:
@@ -227,8 +231,10 @@ class Sender:
                 say=_LOG.warning,
                 clock=self._clock,
             )
-        except BaseException:
+        except BaseException as error:
             self._ended(self._clock.now(), whole=False)
+            if isinstance(error, Discontinued):
+                raise UnreadableSlot(f"{seal.id} cannot be committed: {error.message}", hint=error.hint) from error
             raise
         self._ended(confirmed_at, whole=True)
         self.share = min(1.0, transfer.total_bytes / max(seal.data_bytes, 1))

@@ -125,7 +125,7 @@ class Slot:
         """
         described = staged.to_bytes()
         seal = Seal(
-            self.id, self.generation, boot_id(), staged.data_bytes, blake3(described).hexdigest(), staged.reason
+            self.id, self.generation, boot_id(), staged.slot_bytes, blake3(described).hexdigest(), staged.reason
         )
         try:
             write_durably(self.path / STAGED_NAME, described)

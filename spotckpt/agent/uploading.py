@@ -27,6 +27,7 @@ from spotckpt.errors import AgentError, SpotckptError, Superseded
 from spotckpt.snapshot.attempts import is_superseded
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.records import Holder
+from spotckpt.snapshot.segments import Discontinued
 from spotckpt.store.base import Store
 
 _LOG = logging.getLogger(__name__)
@@ -243,6 +244,8 @@ class Uploads:
             self._failed(error)
             with self.changed:
                 slot.free()
+            if isinstance(error.__cause__, Discontinued):
+                self._emit({"event": "discontinued", "uri": self._token.uri, "id": seal.id})
         except SpotckptError as error:
             if self.store is store:  # else a trainer has come back with credentials: what was tried without is no news
                 self._failed(error)
@@ -265,7 +268,10 @@ class Uploads:
         transfer, seconds = self.sender.transfer, self._clock.now() - began
         sent = fields(bytes=transfer.sent_bytes if transfer else None, seconds=seconds)
         _LOG.info("%s is committed to %s", snapshot, self._token.uri, extra=sent)
-        self._emit({"event": "committed", "uri": self._token.uri, "id": snapshot, "acknowledged": True})
+        sizes = self.sender.history_sizes
+        self._emit(
+            {"event": "committed", "uri": self._token.uri, "id": snapshot, "acknowledged": True, "history": sizes}
+        )
         self.heart.beat()
         self._warn_of_overrun()
         with self.changed:

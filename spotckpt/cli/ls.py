@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -122,8 +123,8 @@ def _reason(row: SnapshotRow) -> str:
 
 
 def _metrics(latest: Mapping[str, float]) -> str:
-    """Those of validation first: there may be room for one only."""
-    names = sorted(latest, key=lambda name: (name.startswith("train/"), name))
+    """What is not finite first, then those of validation: there may be room for one only."""
+    names = sorted(latest, key=lambda name: (math.isfinite(latest[name]), name.startswith("train/"), name))
     return "  ".join(f"{name} {output.number(latest[name])}" for name in names)
 
 

@@ -160,8 +160,8 @@ def moment(wall: float) -> str:
 
 
 def number(value: float) -> str:
-    """A metric's value, at most four digits."""
-    return f"{value:.4g}"
+    """A metric's value, at most four digits; one that is not finite is marked."""
+    return f"{value:.4g}" if math.isfinite(value) else f"{value}!"
 
 
 def _plain(value: Any) -> Any:

@@ -71,7 +71,7 @@ def history_of(columns: Columns) -> History:
         for name, one in names.items():
             rows = (_listed(one[field]) for field in _KINDS)
             for step, epoch, value in zip(*rows, strict=True):
-                found.log(set_, name, value, step=step, epoch=None if epoch < 0 else epoch)
+                found.log(set_, {name: value}, step, epoch)
     return found
 
 

@@ -18,6 +18,7 @@ from spotckpt.moving.histories import history_of
 from spotckpt.moving.pull import Begin
 from spotckpt.snapshot.attempts import claim, ensure_run, write_base, write_heartbeat
 from spotckpt.snapshot.catalog import highest_attempt, read_claim, read_heartbeat
+from spotckpt.snapshot.continuing import send_whole
 from spotckpt.snapshot.envelope import digest
 from spotckpt.snapshot.fetch import read_manifest
 from spotckpt.snapshot.keys import SnapshotId, manifest_key, pack_key, part_key
@@ -108,7 +109,6 @@ def push(store: Store, contents: Contents, *, name: str, begin: Begin, say: Call
 def _prepare(contents: Contents, begin: Begin) -> _Prepared:
     found = captured(contents, with_history=False)
     history = history_of(contents.history)
-    found.tree["run"]["metrics"] = found.encode(history.state(), path="metrics", name="run/metrics")
     place = layout(found.specs)
     bodies = [row_major(one) for one in found.tensors]
     progress = begin("hashing", place.data_bytes, 0)
@@ -116,7 +116,7 @@ def _prepare(contents: Contents, begin: Begin) -> _Prepared:
     for row, body in enumerate(bodies):
         digests[row] = blake3(body).hexdigest()
         progress(len(body))
-    whole = json.dumps([found.tree, found.specs, list(digests.values()), contents.step])
+    whole = json.dumps([found.tree, found.specs, list(digests.values()), contents.step, _digests(history)])
     content = blake3(whole.encode()).hexdigest()
     return _Prepared(
         snapshot=SnapshotId(ATTEMPT, 0, contents.step, content[:8]),
@@ -128,6 +128,13 @@ def _prepare(contents: Contents, begin: Begin) -> _Prepared:
         data=[bodies[row] for row in place.order],
         history=history,
     )
+
+
+def _digests(history: History) -> list[str]:
+    """What tells one metric history from another."""
+    rows = history.rows
+    columns = (rows.steps, rows.epochs, rows.ids, rows.values, rows.payload)
+    return [*(digest(bytes(memoryview(column))) for column in columns), *history.latest()]
 
 
 def _check_free(store: Store, prepared: _Prepared) -> None:
@@ -153,6 +160,7 @@ def _send(store: Store, prepared: _Prepared, contents: Contents, *, run_id: str,
     packs, tensors = placed(prepared.entries, prepared.digests, {}, own)
     part = Part(prepared.snapshot, 0, tuple(pack.key for pack in packs), prepared.tree, tensors).to_bytes()
     store.put(part_key(prepared.snapshot), [part])
+    history = send_whole(store, prepared.history, prepared.snapshot)
     return Manifest(
         run_id=run_id,
         snapshot=prepared.snapshot,
@@ -160,7 +168,8 @@ def _send(store: Store, prepared: _Prepared, contents: Contents, *, run_id: str,
         committed=SYSTEM_CLOCK.wall(),
         parts=(PartRef(part_key(prepared.snapshot), len(part), digest(part)),),
         packs=packs,
-        uploaded_bytes=sent + len(part),
+        history=history,
+        uploaded_bytes=sent + len(part) + sum(one.length for one in history),
         step=contents.step,
         epoch=contents.epoch,
         reason="manual",

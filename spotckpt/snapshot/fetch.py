@@ -21,6 +21,7 @@ from spotckpt.errors import (
 from spotckpt.snapshot.arrival import OLDER, Packs, Reader, pieces_of
 from spotckpt.snapshot.choose import Choice, Evaluated
 from spotckpt.snapshot.envelope import digest
+from spotckpt.snapshot.history import history_problems
 from spotckpt.snapshot.keys import SnapshotId, manifest_key, tombstone_key
 from spotckpt.snapshot.lazy import in_parallel
 from spotckpt.snapshot.manifest import MAX_MANIFEST_BYTES, Manifest
@@ -203,14 +204,14 @@ def verify(
     run_id: str | None = None,
     deadline: Deadline | None = None,
 ) -> Verified:
-    """Checks the digests of everything, a few tensors in memory at a time.
+    """Checks the digests of everything, a few tensors or a segment of the metrics in memory at a time.
 
     Raises:
         Corrupt, FutureFormat, LimitExceeded: the manifest or a part cannot be used; all else is in `problems`.
     """
     manifest = read_manifest(store, snapshot, run_id=run_id, deadline=deadline)
-    problems = _header_problems(store, manifest, deadline)
-    tensors = read = 0
+    problems = [*_header_problems(store, manifest, deadline), *history_problems(store, manifest, deadline=deadline)]
+    tensors, read = 0, sum(one.length for one in manifest.history)
     for rank in range(manifest.world_size):
         part = read_part(store, manifest, rank, deadline=deadline)
         tensors += len(part.tensors)

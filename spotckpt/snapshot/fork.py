@@ -18,10 +18,12 @@ from spotckpt.errors import AddressError, AlreadyExists, Corrupt, Denied, StoreE
 from spotckpt.redact import redacted
 from spotckpt.snapshot.attempts import write_base, write_heartbeat
 from spotckpt.snapshot.catalog import FIRST_ATTEMPT, read_run
+from spotckpt.snapshot.continuing import send_whole
 from spotckpt.snapshot.copying import copy_tensors
 from spotckpt.snapshot.descent import Ancestor, path_between, uri_at
 from spotckpt.snapshot.envelope import digest
 from spotckpt.snapshot.fetch import read_manifest, read_part
+from spotckpt.snapshot.history import read_history
 from spotckpt.snapshot.keys import (
     ATTEMPTS_PREFIX,
     RUN_KEY,
@@ -39,6 +41,7 @@ from spotckpt.snapshot.open import WithAncestors, at
 from spotckpt.snapshot.part import Part
 from spotckpt.snapshot.pins import pin, read_pins
 from spotckpt.snapshot.records import Base, Claim, Heartbeat, Holder, RunRecord, new_nonce
+from spotckpt.snapshot.segments import SegmentRef
 from spotckpt.store.base import Progress, Store
 from spotckpt.store.conditions import require_conditions
 
@@ -255,6 +258,8 @@ def _write_snapshot(plan: Plan, record: RunRecord, progress: Progress | None) ->
     for pack in packs.values():
         if store.stat(pack.key).size_bytes != pack.length:
             raise Corrupt(f"{pack.key} has not the length of {pack.length} bytes", hint="fork another snapshot")
+    history = _history(plan, first, progress)
+    copied = sum(pack.length for pack in packs.values()) + sum(one.length for one in history)
     manifest = replace(
         plan.manifest,
         run_id=record.run_id,
@@ -265,7 +270,8 @@ def _write_snapshot(plan: Plan, record: RunRecord, progress: Progress | None) ->
         committed=record.created,
         parts=tuple(parts),
         packs=tuple(packs.values()),
-        uploaded_bytes=sum(one.length for one in (*parts, *(packs.values() if plan.copy else ()))),
+        history=history,
+        uploaded_bytes=sum(part.length for part in parts) + (copied if plan.copy else 0),
         lost=None,
         overrides={**plan.manifest.overrides, **plan.overrides},
         timings={},
@@ -282,6 +288,14 @@ def _part(plan: Plan, rank: int, first: SnapshotId, progress: Progress | None) -
     run_id = plan.parent.run_id
     packs = tuple(replace(pack, key=shared_key(run_id, pack.key)) for pack in plan.manifest.packs)
     return replace(part, snapshot=first, packs=tuple(shared_key(run_id, key) for key in part.packs)), packs
+
+
+def _history(plan: Plan, first: SnapshotId, progress: Progress | None) -> tuple[SegmentRef, ...]:
+    """The segments of the metric history that the manifest is to name."""
+    if plan.copy:
+        found = read_history(plan.source, plan.manifest)
+        return send_whole(plan.destination, found, first, progress=progress)
+    return tuple(replace(one, key=shared_key(plan.parent.run_id, one.key)) for one in plan.manifest.history)
 
 
 def _complete(store: Store, record: RunRecord, manifest: Manifest) -> None:

@@ -1,46 +1,68 @@
-"""Reading the metric history of a snapshot without its tensors: a curve of a large model costs a few requests."""
+"""Reading the metric history of a snapshot: its segments, and nothing else of it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 from spotckpt.deadline import Deadline
-from spotckpt.errors import Corrupt
+from spotckpt.errors import Corrupt, LimitExceeded, NotFound, SnapshotError
 from spotckpt.snapshot.arrival import OLDER
-from spotckpt.snapshot.fetch import read_part, read_tensors
+from spotckpt.snapshot.envelope import digest
+from spotckpt.snapshot.lazy import in_parallel
 from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.metrics import History
-from spotckpt.snapshot.tree import decode
+from spotckpt.snapshot.segments import SegmentRef, joined, read_segment
 from spotckpt.store.base import Store
+
+_AT_ONCE_BYTES = 16 << 20
+"""A longer segment is read in several requests."""
 
 
 def read_history(store: Store, manifest: Manifest, *, deadline: Deadline | None = None) -> History:
     """Every metric up to a snapshot; downloads nothing else of it.
 
     Raises:
-        Corrupt, FutureFormat, LimitExceeded: something is not what was committed; names the key.
+        Corrupt, LimitExceeded: a segment is not what was committed; names the key.
         StoreError: it cannot be read now.
     """
-    part = read_part(store, manifest, deadline=deadline)
-    try:
-        tree = part.tree["run"]["metrics"]
-        rows: list[int] = []
-        decode(tree, array=lambda row: rows.append(row) or _nothing(part.tensors[row].shape))  # type: ignore[func-returns-value]
-        bodies = read_tensors(store, part, rows, deadline=deadline)
-        history = History()
-        history.load(decode(tree, array=lambda row: _array(bodies[row], part.tensors[row].dtype)))
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise Corrupt(f"{manifest.parts[0].key} has no metric history: {error!r}", hint=OLDER) from error
+    bodies = in_parallel(lambda one: _read(store, one, deadline), manifest.history)
+    segments = [read_segment(body, one) for body, one in zip(bodies, manifest.history, strict=True)]
+    history = History()
+    history.load(joined(segments, key=str(manifest.snapshot)), [one.size for one in manifest.history])
     return history
 
 
-def _nothing(shape: tuple[int, ...]) -> Any:
-    import numpy
+def history_problems(store: Store, manifest: Manifest, *, deadline: Deadline | None = None) -> Iterator[str]:
+    """What is wrong with each segment, a segment in memory at a time."""
+    for one in manifest.history:
+        try:
+            read_segment(_read(store, one, deadline), one)
+        except SnapshotError as error:
+            yield error.message
 
-    return numpy.empty(shape, numpy.int8)
+
+def _read(store: Store, one: SegmentRef, deadline: Deadline | None) -> bytes | bytearray:
+    """The bytes of a segment, checked against the manifest."""
+    try:
+        data = _read_whole(store, one, deadline) if one.length <= _AT_ONCE_BYTES else _read_wide(store, one, deadline)
+    except NotFound as error:
+        raise Corrupt(f"{one.key} is missing", hint=OLDER) from error
+    if len(data) != one.length or digest(data) != one.digest:
+        raise Corrupt(f"{one.key} is not the object that was committed (digest)", hint=OLDER)
+    return data
 
 
-def _array(data: bytearray, dtype: str) -> Any:
-    import numpy
+def _read_whole(store: Store, one: SegmentRef, deadline: Deadline | None) -> bytes:
+    try:
+        return store.read(one.key, limit_bytes=one.length, deadline=deadline)
+    except LimitExceeded as error:
+        raise Corrupt(f"{one.key} is longer than the manifest says", hint=OLDER) from error
 
-    return numpy.frombuffer(data, {"I64": "<i8", "F64": "<f8"}[dtype])
+
+def _read_wide(store: Store, one: SegmentRef, deadline: Deadline | None) -> bytearray:
+    stat = store.stat(one.key, deadline=deadline)
+    if stat.size_bytes != one.length:  # before that much is allocated
+        raise Corrupt(f"{one.key} has {stat.size_bytes} bytes, {one.length} were committed", hint=OLDER)
+    data = bytearray(one.length)
+    store.read_into(one.key, [(0, [memoryview(data)])], deadline=deadline, etag=stat.etag)
+    return data

@@ -13,7 +13,9 @@ from typing import Literal
 
 from spotckpt.errors import AddressError
 
-KeyKind = Literal["run", "claim", "base", "heartbeat", "pack", "part", "manifest", "pin", "tombstone", "probe"]
+KeyKind = Literal[
+    "run", "claim", "base", "heartbeat", "pack", "part", "history", "manifest", "pin", "tombstone", "probe"
+]
 
 RUN_KEY = "run.json"
 ATTEMPTS_PREFIX = "attempts/"
@@ -30,6 +32,7 @@ _ATTEMPT_KEY = re.compile(r"attempts/(?P<number>[0-9]{4,18})(?P<what>|\.base|\.h
 _MANIFEST_KEY = re.compile(rf"snapshots/(?P<id>{_SNAPSHOT})\.json")
 _TOMBSTONE_KEY = re.compile(rf"pruned/(?P<id>{_SNAPSHOT})\.json")
 _PACK_KEY = re.compile(rf"packs/(?P<id>{_SNAPSHOT})/rank-(?P<rank>[0-9]{{5}})\.(?P<what>safetensors|json)")
+_HISTORY_KEY = re.compile(rf"packs/(?P<id>{_SNAPSHOT})/history\.safetensors")
 _SHARED_KEY = re.compile(r"forks/(?P<run>[0-9a-f]{16})/(?P<key>packs/.+)")
 _PROBE_KEY = re.compile(r"doctor/[0-9a-f]{16}\.bin")
 _PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -109,6 +112,11 @@ def part_key(snapshot: SnapshotId, rank: int = 0) -> str:
     return f"packs/{snapshot}/rank-{rank:05d}.json"
 
 
+def history_key(snapshot: SnapshotId) -> str:
+    """A segment of the metric history, sent for that snapshot."""
+    return f"packs/{snapshot}/history.safetensors"
+
+
 def manifest_key(snapshot: SnapshotId) -> str:
     """The object that makes the snapshot exist."""
     return f"snapshots/{snapshot}.json"
@@ -156,6 +164,7 @@ def parse_key(key: str) -> Key | None:
         _parse_attempt(key)
         or _parse_of_snapshot(key, _MANIFEST_KEY, "manifest")
         or _parse_of_snapshot(key, _TOMBSTONE_KEY, "tombstone")
+        or _parse_of_snapshot(key, _HISTORY_KEY, "history")
         or _parse_pack(key)
         or _parse_pin(key)
     )

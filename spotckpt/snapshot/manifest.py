@@ -15,6 +15,7 @@ from spotckpt.snapshot.facts import Facts, facts_from
 from spotckpt.snapshot.fields import Fields
 from spotckpt.snapshot.keys import SnapshotId, manifest_key, parse_key, split_shared
 from spotckpt.snapshot.losses import Lost
+from spotckpt.snapshot.segments import SegmentRef
 
 MAX_MANIFEST_BYTES = 1 << 20
 
@@ -76,6 +77,7 @@ class Manifest(Facts):
         committed: when this manifest was written.
         parts: of each rank.
         packs: every pack that a part uses.
+        history: the segments of its metric history, in the order of their rows.
         uploaded_bytes: bytes sent for it.
         overrides: of a fork's first snapshot, arguments that have another value there than when it was captured.
         lost: what the interruption before this attempt cost; None if there was none, or that is not known.
@@ -87,6 +89,7 @@ class Manifest(Facts):
     committed: float
     parts: tuple[PartRef, ...]
     packs: tuple[PackRef, ...]
+    history: tuple[SegmentRef, ...] = ()
     uploaded_bytes: int = 0
     lost: Lost | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -96,6 +99,7 @@ class Manifest(Facts):
         """Key and length of everything that it is made of."""
         yield from ((part.key, part.length) for part in self.parts)
         yield from ((pack.key, pack.length) for pack in self.packs)
+        yield from ((segment.key, segment.length) for segment in self.history)
 
     def to_bytes(self) -> bytes:
         """The object's bytes."""
@@ -109,6 +113,7 @@ class Manifest(Facts):
                 "lost": None if self.lost is None else self.lost.to_json(),
                 "parts": [vars(part) for part in self.parts],
                 "packs": [vars(pack) for pack in self.packs],
+                "history": [vars(segment) for segment in self.history],
                 **({"overrides": dict(self.overrides)} if self.overrides else {}),
                 **self.facts_to_json(),
             },
@@ -127,6 +132,7 @@ class Manifest(Facts):
             committed=fields.seconds("committed"),
             parts=fields.each("parts", PartRef.from_fields),
             packs=fields.each("packs", PackRef.from_fields),
+            history=fields.each("history", SegmentRef.from_fields),
             uploaded_bytes=fields.count("uploaded_bytes"),
             lost=None if lost is None else Lost.from_fields(Fields(lost, key)),
             overrides=fields.mapping("overrides") if "overrides" in fields.body else {},

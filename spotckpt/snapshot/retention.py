@@ -37,7 +37,7 @@ class Header:
     """What retention asks of a manifest.
 
     Attributes:
-        packs: the keys of all packs that it names.
+        packs: the keys of all packs and history segments that it names.
         written: when, by the store's clock.
         is_finite: no metric of the training is NaN or infinite.
         evaluated: metrics that were measured on these very weights.
@@ -54,7 +54,7 @@ class Header:
         """Of a manifest that was written then; by the writer's clock if the store does not tell."""
         return cls(
             manifest.snapshot,
-            tuple(pack.key for pack in manifest.packs),
+            (*(pack.key for pack in manifest.packs), *(segment.key for segment in manifest.history)),
             written if math.isfinite(written) else manifest.committed,
             all(map(math.isfinite, manifest.latest.values())),
             manifest.evaluated,
@@ -121,13 +121,18 @@ def needed(seen: Seen) -> set[SnapshotId]:
 
 
 def unnamed(seen: Seen, packs: Iterable[Stat]) -> list[Stat]:
-    """The packs and parts that belong to no snapshot and that none refers to."""
+    """The packs, parts and history segments that belong to no snapshot and that none refers to."""
     kept = needed(seen) | seen.headers.keys()
     named = {pack for header in seen.headers.values() for pack in header.packs}
     found = []
     for stat in packs:
         key = parse_key(stat.key)
-        if key is not None and key.kind in ("pack", "part") and key.snapshot not in kept and stat.key not in named:
+        if (
+            key is not None
+            and key.kind in ("pack", "part", "history")
+            and key.snapshot not in kept
+            and stat.key not in named
+        ):
             found.append(stat)
     return found
 

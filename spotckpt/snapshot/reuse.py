@@ -15,6 +15,7 @@ from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import Manifest, PackRef
 from spotckpt.snapshot.pack import Layout
 from spotckpt.snapshot.part import Chunk, Part, TensorEntry
+from spotckpt.snapshot.segments import SegmentRef
 
 PROBE_BYTES = 4096
 """The first so many bytes of a tensor tell at once that it changed. Of a shorter one they are the whole."""
@@ -38,11 +39,13 @@ class Previous:
         snapshot: its id.
         packs: in the order of its part.
         tensors: by name, with the digest of the first bytes if it is known.
+        history: the segments of its metric history.
     """
 
     snapshot: SnapshotId
     packs: tuple[PackRef, ...]
     tensors: Mapping[str, tuple[TensorEntry, str | None]]
+    history: tuple[SegmentRef, ...] = ()
 
 
 def previous_of(manifest: Manifest, part: Part, probes: Sequence[str] | None = None) -> Previous:
@@ -50,7 +53,7 @@ def previous_of(manifest: Manifest, part: Part, probes: Sequence[str] | None = N
     packs = {pack.key: pack for pack in manifest.packs}
     with_probes = zip(part.tensors, probes or repeat(None), strict=False)
     tensors = dict(zip((entry.name for entry in part.tensors), with_probes, strict=True))
-    return Previous(manifest.snapshot, tuple(packs[key] for key in part.packs), tensors)
+    return Previous(manifest.snapshot, tuple(packs[key] for key in part.packs), tensors, manifest.history)
 
 
 def candidates(tensors: Sequence[TensorEntry], probes: Sequence[str], previous: Previous) -> dict[int, Place]:

@@ -9,6 +9,7 @@ from blake3 import blake3
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.errors import Corrupt, NotFound, OutcomeUnknown, SnapshotError, StoreError, Superseded
+from spotckpt.snapshot.continuing import continue_history
 from spotckpt.snapshot.envelope import digest
 from spotckpt.snapshot.fetch import read_manifest, read_part
 from spotckpt.snapshot.hashing import Hashing
@@ -76,7 +77,8 @@ def upload(
     say: Callable[[str], None] = _nothing,
     clock: Clock = SYSTEM_CLOCK,
 ) -> tuple[Manifest, Previous]:
-    """Sends the tensors that changed and the part of a staged snapshot. Until `commit`, the snapshot does not exist.
+    """Sends the tensors that changed, the part and the new metrics of a staged snapshot. Until `commit`, it does not
+    exist.
 
     Never for a snapshot that may have been committed: a second upload may choose other tensors to send, and so write
     other bytes to the same keys.
@@ -84,14 +86,14 @@ def upload(
     Args:
         store: rooted at the run.
         staged: what the trainer handed over.
-        data: the data section.
+        data: the data section, and the rows of the metric history behind it.
         run_id: from `run.json`.
         parent: the snapshot that this one continues.
         lost: for the manifest.
         previous: what is known of the parent; None sends everything.
         deadline: for each request.
         progress: told the bytes sent.
-        planned: told how many tensor bytes will be sent, as soon as that is known.
+        planned: told how many bytes of tensors and metrics will be sent, as soon as that is known.
         hashed: told how many tensor bytes went through BLAKE3.
         still_valid: called between the steps; raises if the slot has changed, and nothing is committed then.
         say: told that an old pack is gone.
@@ -102,20 +104,31 @@ def upload(
 
     Raises:
         Corrupt: the data is not what `staged` describes.
+        Discontinued: as `continue_history`.
         StoreError: a request failed; packs without a manifest may be left.
     """
     still_valid()
-    if len(data) != staged.data_bytes:
-        raise Corrupt(f"{staged.id}: {len(data)} bytes are staged, not {staged.data_bytes}", hint="stage it again")
+    if len(data) != staged.slot_bytes:
+        raise Corrupt(f"{staged.id}: {len(data)} bytes are staged, not {staged.slot_bytes}", hint="stage it again")
     if isinstance(parent, str):
         parent = SnapshotId.parse(parent)
     assert previous is None or previous.snapshot == parent, "only a parent's packs are sure to stay"
     began = clock.now()
-    tensors = _Tensors(staged, data, hashed)
+    rows = continue_history(
+        store,
+        staged.history,
+        data[staged.data_bytes :],
+        parent=parent,
+        previous=previous,
+        run_id=run_id,
+        deadline=deadline,
+    )
+    tensors = _Tensors(staged, data[: staged.data_bytes], hashed)
     kept = {} if previous is None else tensors.unchanged(previous)
     compared = clock.now()
-    job = _Job(store, tensors, deadline, progress, planned, still_valid)
+    job = _Job(store, tensors, deadline, progress, lambda count: planned(count + rows.length), still_valid)
     sent = job.send(kept)
+    history = rows.send(store, staged.snapshot, deadline=deadline, progress=progress)
     if kept and (gone := _first_gone(store, kept, deadline)):
         say(f"{gone} is not there any more: all of {staged.id} is sent")
         kept = {}
@@ -129,7 +142,8 @@ def upload(
         committed=clock.wall(),
         parts=(sent.part_ref,),
         packs=sent.packs,
-        uploaded_bytes=sent.size_bytes,
+        history=history,
+        uploaded_bytes=sent.size_bytes + rows.length,
         lost=lost,
         **{**staged.facts(), "timings": timings},
     )

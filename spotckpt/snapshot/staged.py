@@ -14,6 +14,7 @@ from spotckpt.snapshot.fields import Fields
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.pack import Layout, TensorSpec, kinds_of, layout
 from spotckpt.snapshot.part import MAX_PART_BYTES, Chunk, TensorEntry, specs_from
+from spotckpt.snapshot.segments import NO_ROWS, RowsStaged
 
 
 def table(specs: Sequence[TensorSpec], plan: Layout) -> tuple[TensorEntry, ...]:
@@ -35,11 +36,18 @@ class Staged(Facts):
         id: the snapshot's id, as the agent granted it.
         tree: the encoded state tree.
         specs: the tensors; where they lie follows from all of them, by `layout`.
+        history: the rows of the metric history that lie behind them.
     """
 
     id: str
     tree: Any
     specs: tuple[TensorSpec, ...]
+    history: RowsStaged = NO_ROWS
+
+    @property
+    def slot_bytes(self) -> int:
+        """What it takes in the slot."""
+        return self.data_bytes + self.history.size_bytes
 
     @property
     def snapshot(self) -> SnapshotId:
@@ -62,7 +70,13 @@ class Staged(Facts):
     def to_bytes(self) -> bytes:
         """The file's bytes."""
         return wrap(
-            {"id": self.id, **self.facts_to_json(), "tree": self.tree, "specs": self.specs},
+            {
+                "id": self.id,
+                **self.facts_to_json(),
+                "tree": self.tree,
+                "specs": self.specs,
+                "history": self.history.to_json(),
+            },
             limit_bytes=MAX_PART_BYTES,
         )
 
@@ -75,6 +89,7 @@ class Staged(Facts):
             id=str(snapshot),
             tree=fields.body.get("tree"),
             specs=specs_from(fields, "specs"),
+            history=RowsStaged.from_fields(Fields(fields.body.get("history"), key)),
             **facts_from(fields, snapshot),
         )
         if staged.data_bytes != staged.layout().data_bytes:

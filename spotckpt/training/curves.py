@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import overload
+from typing import Any, overload
 
 from spotckpt.snapshot.metrics import History, Series
 
-_EMPTY = Series()
+_EMPTY = Series(History(), "", "")
 
 
-class Curve(Sequence[float]):
-    """The values of one metric, live, with `steps` and `epochs` beside them (epoch -1: logged outside epochs)."""
+class Curve(Sequence[Any]):
+    """The values of one metric, live, in the order of their steps, with `steps` and `epochs` beside them.
+
+    An epoch of -1: logged outside epochs.
+    """
 
     def __init__(self, history: History, set_name: str, name: str) -> None:
         self._history = history
@@ -29,11 +32,14 @@ class Curve(Sequence[float]):
         return self._series().epochs
 
     @overload
-    def __getitem__(self, index: int) -> float: ...
+    def __getitem__(self, index: int) -> Any: ...
     @overload
-    def __getitem__(self, index: slice) -> list[float]: ...
-    def __getitem__(self, index: int | slice) -> float | list[float]:
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
         return self._series()[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._series())
 
     def __len__(self) -> int:
         return len(self._series())

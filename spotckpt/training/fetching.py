@@ -9,6 +9,7 @@ from typing import Any
 from spotckpt.errors import Corrupt, StoreError
 from spotckpt.snapshot.arrival import Packs, Source
 from spotckpt.snapshot.fetch import read_manifest, read_part
+from spotckpt.snapshot.history import read_history
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.part import Part
@@ -29,10 +30,11 @@ class Saved:
         id: the snapshot.
         manifest: its manifest.
         objects: name → encoded state of each tracked object.
-        run: the run's own encoded state: position, vars, metrics, gradients.
+        run: the run's own encoded state: position, vars, gradients.
         part: the table of its tensors.
         sources: where the tensors can be read, the nearest first; the last is the bucket.
-        own: the run's own state, decoded, once `with_own` has read it.
+        store: of the run.
+        own: the run's own state, decoded, and as `metrics` its history, once `with_own` has read them.
     """
 
     id: SnapshotId
@@ -41,6 +43,7 @@ class Saved:
     run: Mapping[str, Any]
     part: Part
     sources: list[Source]
+    store: Store
     own: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self, filling: Filling, *, check: Callable[[], None] = lambda: None) -> None:
@@ -68,9 +71,10 @@ class Saved:
         filling.read(self.sources[0], progress=Arriving(f"reading {self.id}", filling.num_bytes, check))
 
     def with_own(self, *, check: Callable[[], None]) -> Saved:
-        """The same with the run's own state, its tensors on the CPU. Raises as `read` does."""
+        """The same with the run's own state, its tensors on the CPU, and its metrics. Raises as `read` does."""
         filling = Filling(self.part)
-        own = {name: decode_value(tree, filling, path=name, map_location="cpu") for name, tree in self.run.items()}
+        own: dict[str, Any] = {"metrics": read_history(self.store, self.manifest)}
+        own |= {name: decode_value(tree, filling, path=name, map_location="cpu") for name, tree in self.run.items()}
         self.read(filling, check=check)
         return replace(self, own=own)
 
@@ -110,7 +114,7 @@ def fetch(
     packs = Packs(store, part)
     packs.require([row for row in tensor_indices([*objects.values(), *run.values()]) if row < len(part.tensors)])
     copy = None if near is None else near(snapshot, part)
-    return Saved(snapshot, manifest, objects, run, part, [packs] if copy is None else [copy, packs])
+    return Saved(snapshot, manifest, objects, run, part, [packs] if copy is None else [copy, packs], store)
 
 
 def _trees(tree: Any, snapshot: SnapshotId) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

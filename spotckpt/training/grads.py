@@ -7,7 +7,7 @@ step (`zero_grad(set_to_none=True)`) instead of going on in the same tensor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,16 +19,15 @@ _MARK = "_spotckpt_stepped_at"
 
 
 class GradWatch:
-    """Counts optimizer steps and knows which parameters hold gradients that no step has used."""
+    """Counts optimizer steps and knows which parameters hold gradients that no step has used.
+
+    Attributes:
+        steps_taken: of all watched optimizers since they are watched; one skipped by a GradScaler does not count.
+    """
 
     def __init__(self) -> None:
         self._watched: dict[str, _Watched] = {}
-        self._retired_steps = 0
-
-    @property
-    def steps_taken(self) -> int:
-        """Steps of all watched optimizers since they are watched; a step skipped by a GradScaler does not count."""
-        return self._retired_steps + sum(one.steps for one in self._watched.values())
+        self.steps_taken = 0
 
     @property
     def graphed(self) -> bool:
@@ -38,7 +37,7 @@ class GradWatch:
     def watch(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         """Starts to watch; the same name again replaces the earlier one."""
         self._retire(name)
-        self._watched[name] = _Watched(optimizer)
+        self._watched[name] = _Watched(optimizer, self._stepped)
 
     def unconsumed(self) -> dict[str, dict[int, torch.Tensor]]:
         """Optimizer name → index of the parameter (as in the optimizer's `state_dict`) → its live gradient.
@@ -55,9 +54,10 @@ class GradWatch:
 
     def _retire(self, name: str) -> None:
         if name in self._watched:
-            one = self._watched.pop(name)
-            self._retired_steps += one.steps
-            one.hook.remove()
+            self._watched.pop(name).hook.remove()
+
+    def _stepped(self) -> None:
+        self.steps_taken += 1
 
 
 class _Watched:
@@ -67,16 +67,16 @@ class _Watched:
     tensor and lacks it, or the same one at a higher version. (An id or address would be used again.)
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, stepped: Callable[[], None]) -> None:
         self.optimizer = optimizer
-        self.steps = 0
+        self._stepped = stepped
         self.graphed = False
         self._seen: set[int] = set()
         self._renewed: set[int] = set()
         self.hook = optimizer.register_step_post_hook(lambda stepped, args, kwargs: self._after_step())
 
     def _after_step(self) -> None:
-        self.steps += 1
+        self._stepped()
         self.graphed = self.graphed or is_capturing()
         for index, parameter in enumerate(parameters_of(self.optimizer)):
             gradient = parameter.grad

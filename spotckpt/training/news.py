@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from spotckpt.agent.protocol import Message, to_error
@@ -16,6 +17,7 @@ from spotckpt.errors import (
     Superseded,
     Unavailable,
 )
+from spotckpt.snapshot.segments import Size
 from spotckpt.training.say import say
 
 
@@ -56,6 +58,7 @@ class News:
         self.superseded: Superseded | None = None
         self.committed: str | None = None
         self.opening = True
+        self._history: list[Message] = []
         self._errors: deque[SpotckptError] = deque()
 
     def raise_if_stopped(self) -> None:
@@ -98,7 +101,11 @@ class News:
                 self.stop_for(self.leaving)  # nobody will tell when
             case "committed" if message.get("uri") == self.uri:
                 self.committed = message.get("id")
+                self._history = [message]
                 return
+            case "discontinued" if message.get("uri") == self.uri:
+                self._history = [message]
+                self.early = True
             case "superseded" if message.get("uri") == self.uri:
                 self.supersede(Superseded(f"another attempt owns {self.uri}; this one stops and writes nothing more"))
             case "error" if message.get("uri") == self.uri:
@@ -112,6 +119,16 @@ class News:
             case _:
                 return
         self.attention = True
+
+    def history(self) -> tuple[str | None, Sequence[Size]] | None:
+        """The newest snapshot that was committed since the last call, and its segments of the metric history.
+
+        Without an id: the next snapshot must bring all metrics. None: there is nothing new.
+        """
+        message = self._history.pop() if self._history else None
+        if message is None or message["event"] == "discontinued":
+            return None if message is None else (None, ())
+        return str(message["id"]), [Size(*size) for size in message.get("history", ())]
 
     def supersede(self, error: Superseded) -> None:
         """Another attempt owns the run."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import torch
 
+from spotckpt.address import Mode
 from spotckpt.errors import SpotckptError, UsageError
-from spotckpt.snapshot.metrics import Best, History, as_float
+from spotckpt.snapshot.metrics import Best, History
 from spotckpt.training.capture import Capture, capture, check_encodable
 from spotckpt.training.curves import HistoryView
 from spotckpt.training.fetching import Saved
@@ -50,7 +51,7 @@ class Run:
         self.overrides = dict(beginning.overrides)
         self.arguments_changed: dict[str, tuple[Any, Any]] = beginning.arguments_changed
         self._beginning = beginning
-        self._history = History()
+        self._history = History(say)
         self.history = HistoryView(self._history)
         self.vars = Vars(lambda path, value: check_encodable(value, path=path), say)
         self._position = Position(say=say, progress=Progress("drawing the epoch's first part again", "batches"))
@@ -59,7 +60,7 @@ class Run:
         self._step = 0
         self._gradients: dict[str, dict[int, torch.Tensor]] = {}
         self._rng_before_loops: dict[str, Any] | None = None
-        self._epoch_now: int | None = None
+        self._epoch_now = -1
         self._settled = self._encodable = self._over = self._finish_due = False
         if saved is not None:
             self._load(saved)
@@ -143,7 +144,7 @@ class Run:
                 self._epoch_now = epoch
                 yield epoch
         finally:
-            self._epoch_now = None
+            self._epoch_now = -1
 
     def batches(self, loader: Iterable[T], *, resume: Resume | None = None) -> Batches[T]:
         """Yields the batches that are left of the epoch. The end of each iteration is a boundary.
@@ -176,31 +177,65 @@ class Run:
 
     # Metrics
 
-    def log(self, set: str, /, **values: object) -> None:
-        """Appends to the history at this step: `run.log("train", loss=loss.item())`.
+    def log(self, set: str, /, *, step: int | None = None, **values: object) -> None:
+        """Appends to the history: `run.log("train", loss=loss.item())`.
 
         Logging the metric of `keep_best` on weights that no optimizer has changed since makes the next snapshot a best
         one, if it improved.
+
+        Args:
+            set: `train`, `valid`, ...
+            step: where on the axis, from 0: an epoch, a sample, ...; by default `run.step`. Logged again at the same
+                step a value takes the place of the one before; without `step`, at the same step of the same epoch.
+            values: by name: numbers; or texts, arrays, tensors, lists and dictionaries of them.
+
+        Raises:
+            UsageError: a name that cannot be selected by, or a step that is none.
+            EncodeError: a value that a snapshot cannot hold.
         """
-        self._evaluation.weights_at(self._weights)
-        watched = self._beginning.request.settings.keep_best
         if self._probe is not None:
             self._probe.logged(set, values)
-        for name, value in values.items():
-            before = None
-            if watched is not None and watched.path == f"{set}/{name}":
-                before = self._history.best(set, name, watched.mode)
-            self._history.log(set, name, value, step=self._step, epoch=self._epoch_now)
-            path = f"{set}/{name}"
-            self._evaluation.logged(path, as_float(value, path), None if before is None else before.value)
+        evaluation, weights = self._evaluation, self._weights
+        if weights != evaluation.updates:
+            evaluation.weights_at(weights, self._history.freeze)
+        watched = evaluation.watched
+        best = None if watched is None or watched.set != set else self._history.best(set, watched.name, watched.mode)
+        if step is None:
+            self._history.log(set, values, self._step, self._epoch_now)
+        else:
+            self._history.log(set, values, _step(step), self._epoch_now, given=True)
+        if watched is not None and watched.set == set and watched.name in values:
+            value = self._history[set][watched.name].value
+            evaluation.logged(value, None if best is None else best.value)
 
     def mean(self, set: str, name: str, epoch: int | None = None) -> float:
         """The mean over an epoch, by default the present one, whatever attempts it took; NaN without a value."""
         return self._history.mean(set, name, self._epoch_now if epoch is None else epoch)
 
-    def best(self, set: str, name: str, mode: Literal["min", "max"] = "max") -> Best | None:
-        """The best value so far (`value`, `step`, `epoch`), NaN ignored; None without a value."""
-        return self._history.best(set, name, mode)
+    @overload
+    def best(self, set: str, name: str, mode: Mode = "max") -> Best | None: ...
+    @overload
+    def best(self, set: str, name: str, mode: Mode = "max", *, k: int) -> list[Best]: ...
+    def best(self, set: str, name: str, mode: Mode = "max", *, k: int | None = None) -> Best | list[Best] | None:
+        """The best value so far (`value`, `step`, `epoch`), NaN ignored; None without a value.
+
+        Args:
+            k: the best k instead, the best first; of equals the earliest.
+        """
+        if k is None:
+            return self._history.best(set, name, mode)
+        return self._history.top(set, name, mode, k)
+
+    def improved(self, set: str, name: str, mode: Mode = "min", *, patience: int = 1, by: float = 0.0) -> bool:
+        """Whether one of the last `patience` values is better than all before them; for early stopping and plateaus.
+
+        It follows from the history alone, so it is the same after a resume. True as long as there are no more than
+        `patience` values. NaN is never better.
+
+        Args:
+            by: how much better one must be.
+        """
+        return self._history.improved(set, name, mode, patience=_positive("patience", patience), by=by)
 
     # Snapshots by hand
 
@@ -237,7 +272,8 @@ class Run:
     @property
     def _weights(self) -> int:
         """A number that moves when the weights do: optimizer steps; boundaries where no optimizer is tracked."""
-        return self._tracked.grads.steps_taken if self._tracked.has_optimizer else self._step
+        tracked = self._tracked
+        return tracked.grads.steps_taken if tracked.has_optimizer else self._step
 
     def capture(self) -> Capture:
         """The whole state as it is now; tensors are the live ones."""
@@ -249,10 +285,14 @@ class Run:
                 "at": {"epoch": self.epoch, "batch": self.batch},
                 "position": self._position.state(),
                 "vars": self.vars.state(),
-                "metrics": self._history.state(),
                 "gradients": self._gradients or self._tracked.grads.unconsumed(),
             },
         )
+
+    @property
+    def metrics(self) -> History:
+        """What was logged."""
+        return self._history
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
@@ -268,14 +308,15 @@ class Run:
             epoch=self.epoch if self._position.has_epochs else -1,
             latest=self._history.latest(),
             best=self._history.bests(),
-            evaluated=dict(self._evaluation.values),
+            evaluated=self._history.latest(since=self._evaluation.since),
             arguments=self._beginning.arguments,
             environment=self._beginning.environment,
         )
 
     def _load(self, saved: Saved) -> None:
         self._step = saved.own["step"]
-        self._history.load(saved.own["metrics"])
+        self._history.take(saved.own["metrics"])
+        self._evaluation.since = len(self._history.rows)
         self.vars.restore(saved.own["vars"])
         position = saved.own["position"]
         self._position.load(position)
@@ -356,7 +397,7 @@ class Run:
     def _point(self, at: Literal["step", "epoch"] = "epoch") -> None:
         """A point between two optimizer steps."""
         self.vars.settle()
-        self._evaluation.weights_at(self._weights)
+        self._evaluation.weights_at(self._weights, self._history.freeze)
         if self._probe is not None:
             self._probe.point(self, at)
         if self._finish_due:
@@ -383,7 +424,7 @@ class Run:
             self._probe.ended(self)
         if self._saver is not None and not self._saver.released:
             self._say_what_is_missing()
-            self._evaluation.weights_at(self._weights)
+            self._evaluation.weights_at(self._weights, self._history.freeze)
             self._saver.finish()
 
     def _returned(self) -> None:
@@ -420,6 +461,22 @@ def _count(loop: str, number: object) -> int:
     if count < 0:
         raise UsageError(f"run.{loop}({number!r:.60}): that is no number of {loop}", hint=f"as in run.{loop}(90)")
     return count
+
+
+def _step(step: object) -> int:
+    try:
+        found = operator.index(step)  # type: ignore[arg-type]
+    except TypeError:
+        found = -1
+    if not 0 <= found < 1 << 63:
+        raise UsageError(f"run.log(step={step!r:.60}): that is no step", hint="a step is an integer from 0")
+    return found
+
+
+def _positive(name: str, number: object) -> int:
+    if not isinstance(number, int) or number < 1:
+        raise UsageError(f"{name}={number!r:.60} is no count", hint=f"as in {name}=5")
+    return number
 
 
 class Batches(Generic[T]):

@@ -12,6 +12,7 @@ import torch
 from spotckpt.config import Settings
 from spotckpt.deadline import Deadline
 from spotckpt.errors import AgentError, EncodeError, Interrupted, SpoolError, SpotckptError, Superseded
+from spotckpt.snapshot.metrics import History
 from spotckpt.training.capture import Capture
 from spotckpt.training.news import Stop
 from spotckpt.training.say import say, say_error
@@ -53,6 +54,10 @@ class State(Protocol):
 
     def facts(self) -> Facts:
         """What the manifest says besides."""
+
+    @property
+    def metrics(self) -> History:
+        """What was logged."""
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
@@ -214,10 +219,14 @@ class Saver:
         wait: Deadline | None = None,
         optimizers: Sequence[torch.optim.Optimizer] = (),
     ) -> str | None:
+        heard = self.session.news.history()
+        if heard is not None:
+            self._state.metrics.committed(*heard)
         with collector_resting():
             staged = self._stager.stage(
                 self._state.capture(),
                 self._state.facts(),
+                self._state.metrics,
                 reason=reason,
                 finished=finished,
                 wait=wait,

@@ -38,29 +38,39 @@ class Schedule:
 
 
 class Evaluation:
-    """The metrics logged since the weights last changed, and whether the watched one improved among them."""
+    """From which row on the metrics were measured with the weights at hand, and whether the watched one improved.
+
+    Attributes:
+        watched: the metric, if there is one.
+        updates: what `weights_at` was told last.
+        since: the first row of the metric history that was logged with these weights.
+        improved: the watched metric did, with these weights.
+    """
 
     def __init__(self, keep_best: Metric | None) -> None:
-        self._keep_best = keep_best
-        self._updates = 0
-        self.values: dict[str, float] = {}
+        self.watched = keep_best
+        self.updates = self.since = 0
         self.improved = False
 
-    def logged(self, path: str, value: float, best_before: float | None) -> None:
-        """Takes note of a value of the metric `path`; `best_before` is the best until now, if there was one."""
-        self.values[path] = value
-        if self._keep_best is None or path != self._keep_best.path or math.isnan(value):
+    def logged(self, value: float, best_before: float | None) -> None:
+        """Takes note of a value of the watched metric; `best_before` is the best until now, if there was one."""
+        assert self.watched is not None
+        if math.isnan(value):
             return
         if best_before is None:
             self.improved = True
-        elif self._keep_best.mode == "max":
+        elif self.watched.mode == "max":
             self.improved = value > best_before
         else:
             self.improved = value < best_before
 
-    def weights_at(self, updates: int) -> None:
-        """Forgets everything when the number of optimizer steps has moved: those values belong to other weights."""
-        if updates != self._updates:
-            self._updates = updates
-            self.values.clear()
+    def weights_at(self, updates: int, freeze: Callable[[], int]) -> None:
+        """Forgets everything when the number of optimizer steps has moved: those values belong to other weights.
+
+        Args:
+            updates: that number.
+            freeze: gives the number of rows of the history, which are not changed in place from then on.
+        """
+        if updates != self.updates:
+            self.updates, self.since = updates, freeze()
             self.improved = False

@@ -16,8 +16,9 @@ import torch
 from spotckpt.agent.slots import Mappings, Slot
 from spotckpt.deadline import SYSTEM_CLOCK, Deadline
 from spotckpt.errors import SpoolError, SpotckptError
-from spotckpt.snapshot.metrics import Best
+from spotckpt.snapshot.metrics import Best, History
 from spotckpt.snapshot.pack import Layout, TensorSpec, layout
+from spotckpt.snapshot.segments import RowsStaged
 from spotckpt.snapshot.staged import Staged
 from spotckpt.training.capture import Capture
 from spotckpt.training.copying import Copy
@@ -26,6 +27,9 @@ from spotckpt.training.overlap import Overlap
 from spotckpt.training.pinned import PinnedBuffers, is_capturing
 from spotckpt.training.say import say
 from spotckpt.training.session import Session
+
+LEAST_ROOM_BYTES = 64 << 10
+"""For metrics, in each slot."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Stager:
 
     def prepare(self, captured: Capture) -> None:
         """Touches the slots' memory in the background, so that the first snapshot finds it warm."""
-        size = self._plan(captured).data_bytes
+        size = self._plan(captured).data_bytes + LEAST_ROOM_BYTES
         thread = threading.Thread(target=self._touch, args=(size,), name="spotckpt-touch", daemon=True)
         with suppress(RuntimeError):  # no thread to be had: the first snapshot takes longer
             thread.start()
@@ -88,6 +92,7 @@ class Stager:
         self,
         captured: Capture,
         facts: Facts,
+        metrics: History,
         *,
         reason: str,
         finished: bool = False,
@@ -99,6 +104,7 @@ class Stager:
         Args:
             captured: at this very boundary.
             facts: for the manifest.
+            metrics: of which the rows go along that the bucket does not have.
             reason: periodic, notice, manual, best or final.
             finished: whether the run is over with it.
             wait: how long to wait for a slot; None: not at all.
@@ -113,15 +119,18 @@ class Stager:
         """
         assert self._under_way is None, "one at a time"
         started = time.perf_counter()
-        plan = self._plan(captured)
-        slot = self._session.slot(plan.data_bytes, facts.step, wait_s=wait.seconds_left if wait else 0.0)
+        plan, rows = self._plan(captured), metrics.stage()
+        room = plan.data_bytes + _room_for(rows)
+        slot = self._session.slot(room, facts.step, wait_s=wait.seconds_left if wait else 0.0)
         if slot is None:
             return None
 
         def seal() -> None:
             timings.setdefault("copy", time.perf_counter() - started)
             try:
-                slot.seal(_describe(slot, captured, plan, facts, reason=reason, finished=finished, timings=timings))
+                slot.seal(
+                    _describe(slot, captured, plan, facts, rows, reason=reason, finished=finished, timings=timings)
+                )
             except BaseException:
                 self._session.abort(slot)
                 raise
@@ -129,7 +138,10 @@ class Stager:
 
         timings: dict[str, float] = {}
         try:
-            copy = Copy(captured, self._mappings.open(slot), plan, self._pinned)
+            memory = self._mappings.open(slot)
+            metrics.rows.copy(rows, memory[plan.data_bytes :])
+            metrics.staged(slot.id)
+            copy = Copy(captured, memory, plan, self._pinned)
             late = copy.late(optimizers) if self._overlaps(captured, optimizers) else []
             copy.run(sorted(set(copy.rows()) - set(late)) if late else copy.rows())
             if late:
@@ -216,11 +228,17 @@ class Stager:
             pass  # the run was closed meanwhile, or the agent says it again at the first snapshot
 
 
+def _room_for(rows: RowsStaged) -> int:
+    """In steps, so that a slot that has become too small stays large enough for long."""
+    return max(LEAST_ROOM_BYTES, 1 << (rows.size_bytes - 1).bit_length())
+
+
 def _describe(
     slot: Slot,
     captured: Capture,
     plan: Layout,
     facts: Facts,
+    rows: RowsStaged,
     *,
     reason: str,
     finished: bool,
@@ -235,6 +253,7 @@ def _describe(
         created=SYSTEM_CLOCK.wall(),
         tree=captured.tree,
         specs=captured.specs,
+        history=rows,
         data_bytes=plan.data_bytes,
         finished=finished,
         latest=facts.latest,

@@ -81,6 +81,8 @@ TARGETS = (
     Target("agent-ready", "agent, seconds until it answers", 0.4),
     Target("frozen", "second upload of a model 95 % frozen, less 1 MiB ÷ the first", 0.05),
     Target("many", "10,000 tensors: seconds that saving adds to the copy", 0.3, short_limit=0.6),
+    Target("log", "run.log, microseconds a point", 2.0),
+    Target("log-memory", "the metric history in memory, bytes a point", 24.0),
     Target("help", "spotckpt --help, seconds", 0.25),
     Target("notices-grid", "replayed notices, a grid: mean loss ÷ that of who knows the future", 1.2),
     Target("notices-traces", "the same, random traces that nothing was tuned on", 1.2),

@@ -84,7 +84,7 @@ def test_show_has_everything(run):
         "(periodic)",
         str(run.ids[0]),
         "train/loss",
-        "-inf at 3",
+        "-inf! at 3",
         "torch",
         "lr ",
         "vars.class_to_idx.dog",

@@ -23,3 +23,9 @@ def new_run(tmp_path: Path) -> Iterator[NewRun]:
     numbers = itertools.count()
     yield lambda: parent / f"run-{next(numbers)}"
     shutil.rmtree(parent)
+
+
+@pytest.fixture(autouse=True)
+def few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short histories then go on from segments as long ones do."""
+    monkeypatch.setattr("spotckpt.snapshot.segments.SMALL_BYTES", 200)

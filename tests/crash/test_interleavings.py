@@ -24,7 +24,7 @@ def late_commits(world: World) -> Sequence[Lane]:
     """An attempt that nobody hears of goes on committing, with higher steps than its successor has."""
     first, second = Actor(world), Actor(world)
     first.start()
-    first.step = 10
+    first.skip_to(10)
     first.save()
 
     def goes_on(gate: Gate) -> None:

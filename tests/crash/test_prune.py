@@ -183,7 +183,7 @@ def unacknowledged(world: World) -> Sequence[Lane]:
     world.acknowledged.pop()
     world.num_acknowledged -= 1
     actor.last, actor.committed, actor.previous = last, last, previous
-    actor.step = REFERS_TO_ITS_PARENT - 1
+    actor.skip_to(REFERS_TO_ITS_PARENT - 1)
     return (lambda gate: _saves(actor.held_by(gate))), lambda gate: _prunes(world, gate)
 
 
@@ -236,7 +236,7 @@ def forking(world: World) -> Sequence[Lane]:
 def superseded(world: World) -> Sequence[Lane]:
     """Nobody hears of an attempt, which goes on committing, while its successor goes back, saves and prunes."""
     first, second = _living(world), Actor(world)
-    first.step = REFERS_TO_ITS_PARENT - 1
+    first.skip_to(REFERS_TO_ITS_PARENT - 1)
 
     def takes_over(gate: Gate) -> None:
         if second.held_by(gate).live(saves=1, selector="step=1") is None:

@@ -17,11 +17,14 @@ import numpy as np
 from spotckpt.address import Selector
 from spotckpt.errors import SpotckptError, StopTraining, Superseded
 from spotckpt.snapshot import attempts, catalog, choose, fetch, save
+from spotckpt.snapshot.history import read_history
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import Manifest
+from spotckpt.snapshot.metrics import History
 from spotckpt.snapshot.pack import TensorSpec, layout
 from spotckpt.snapshot.records import Base, Claim, Heartbeat, Holder
 from spotckpt.snapshot.reuse import Previous
+from spotckpt.snapshot.segments import Discontinued
 from spotckpt.snapshot.staged import Staged
 from spotckpt.store.base import Store
 from spotckpt.store.local import LocalStore
@@ -30,6 +33,7 @@ from tests.support import checker
 from tests.support.faulty_store import Crash, Faults, FaultyStore, Gate, Kind, no_gate
 
 STALE_AFTER_S = 0.05
+ROWS = 2
 
 TENSORS: tuple[tuple[str, str, Any, tuple[int, ...]], ...] = (
     ("frozen", "F32", np.float32, (400,)),
@@ -67,12 +71,35 @@ class ActorClock:
             self._now += max(0.0, seconds)
 
 
-def stage(snapshot: SnapshotId) -> tuple[Staged, memoryview]:
+def log(history: History, step: int) -> None:
+    """What each step logs: with `few_bytes` some snapshots refer to two older segments, and some take in others."""
+    for number in range(ROWS):
+        history.log("train", {"loss": float(step)}, step=ROWS * step + number)
+    history.log("valid", {"text": f"step {step}"}, step=step)
+    history.log("valid", {"again": float(step)}, step=step % 2, given=True)
+
+
+def check_history(history: History, step: int) -> None:
+    """Whether it is that of a training which has come to this step: without a gap, and no point twice."""
+    if step:
+        loss, text = history["train"]["loss"], history["valid"]["text"]
+        assert loss.steps == list(range(ROWS, ROWS * (step + 1)))
+        assert list(loss) == [float(number // ROWS) for number in loss.steps]
+        assert list(text) == [f"step {number}" for number in range(1, step + 1)]
+        again = {number % 2: float(number) for number in range(1, step + 1)}
+        assert dict(zip(history["valid"]["again"].steps, history["valid"]["again"], strict=True)) == again
+    else:
+        assert not history
+
+
+def stage(snapshot: SnapshotId, history: History) -> tuple[Staged, memoryview]:
     """A snapshot all of whose numbers are its step, or its marks."""
+    rows = history.stage()
     marks = marks_of(snapshot.step)
     specs = tuple(TensorSpec(name, dtype, shape) for name, dtype, _, shape in TENSORS)
     plan = layout(specs)
-    data = bytearray(plan.data_bytes)
+    data = bytearray(plan.data_bytes + rows.size_bytes)
+    history.rows.copy(rows, memoryview(data)[plan.data_bytes :])
     for offset, (name, _, kind, shape) in zip(plan.offsets, TENSORS, strict=True):
         piece = np.full(shape, marks.get(name, snapshot.step), dtype=kind).tobytes()
         data[offset : offset + len(piece)] = piece
@@ -84,6 +111,7 @@ def stage(snapshot: SnapshotId) -> tuple[Staged, memoryview]:
         created=1.0e9,
         tree={"step": snapshot.step, "marks": marks},
         specs=specs,
+        history=rows,
         data_bytes=plan.data_bytes,
     )
     return staged, memoryview(bytes(data))
@@ -99,6 +127,7 @@ def read_whole(store: Store, snapshot: SnapshotId) -> int:
         numbers = set(np.frombuffer(data, dtype=kind).tolist())
         steps |= {snapshot.step} if numbers == {marks_of(snapshot.step).get(name)} else numbers
     assert len(steps) == 1, f"{snapshot} was restored with values of the steps {steps}"
+    check_history(read_history(store, manifest), snapshot.step)
     return int(steps.pop())
 
 
@@ -190,6 +219,7 @@ class Actor:
         self.previous: Previous | None = None
         self.committed: str | None = None
         self.restored: SnapshotId | None = None
+        self.history = History()
 
     def held_by(self, gate: Gate) -> Actor:
         """From here on that gate holds it."""
@@ -217,6 +247,8 @@ class Actor:
             assert self.step == self.restored.step, f"{self.restored} was restored with the values of step {self.step}"
         elif self.told and selector != "start":
             raise checker.Violation(f"a fresh start, although {self.told} were acknowledged before its claim")
+        if self.restored is not None:
+            self.history = read_history(self.store, fetch.read_manifest(self.store, self.restored))
         self.last = str(self.restored) if self.restored else None
         base = Base(self.attempt, self.last, selector, choice.consumed, choice.skipped(self.restored))
         attempts.write_base(self.store, base)
@@ -235,6 +267,12 @@ class Actor:
         self.world.winners.append(claim.attempt)
         self.beat()
 
+    def skip_to(self, step: int) -> None:
+        """Steps without a snapshot."""
+        while self.step < step:
+            self.step += 1
+            log(self.history, self.step)
+
     def save(self) -> None:
         """One more step and its snapshot; returns when it is acknowledged and the heartbeat says so."""
         self.save_silently()
@@ -244,8 +282,27 @@ class Actor:
         """One more step and its snapshot; returns when it is acknowledged."""
         self.step += 1
         self.sequence += 1
+        log(self.history, self.step)
         self._stop_if_superseded()
-        staged, data = stage(SnapshotId.new(self.attempt, self.sequence, self.step))
+        try:
+            staged, manifest, sent = self._upload()
+        except Discontinued:  # the agent drops it, the trainer is told, and stages again
+            self.history.committed(None, ())
+            staged, manifest, sent = self._upload()
+        try:
+            self.protocol.commit(self.store, manifest)
+        except Superseded:
+            self.world.late.append(staged.id)
+            raise
+        self.world.acknowledged.append(staged.id)
+        self.world.num_acknowledged += 1
+        self.last, self.committed, self.previous = staged.id, staged.id, sent
+        self.history.staged(staged.id)
+        if self.step % 3:  # at times the trainer does not hear of it
+            self.history.committed(staged.id, [one.size for one in manifest.history])
+
+    def _upload(self) -> tuple[Staged, Manifest, Previous]:
+        staged, data = stage(SnapshotId.new(self.attempt, self.sequence, self.step), self.history)
         manifest, sent = self.protocol.upload(
             self.store,
             staged,
@@ -256,14 +313,7 @@ class Actor:
             say=self.world.said.append,
             clock=self.clock,
         )
-        try:
-            self.protocol.commit(self.store, manifest)
-        except Superseded:
-            self.world.late.append(staged.id)
-            raise
-        self.world.acknowledged.append(staged.id)
-        self.world.num_acknowledged += 1
-        self.last, self.committed, self.previous = staged.id, staged.id, sent
+        return staged, manifest, sent
 
     def _known_parent(self) -> Previous | None:
         if self.last is None or self.previous is not None:

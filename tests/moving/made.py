@@ -38,8 +38,8 @@ def stepped(one: torch.nn.Module) -> torch.optim.Optimizer:
 def history() -> Columns:
     found = History()
     for step in range(5):
-        found.log("train", "loss", 1 / (step + 1), step=step, epoch=step // 2)
-    found.log("valid", "top1", math.nan, step=4, epoch=1)
+        found.log("train", {"loss": 1 / (step + 1)}, step=step, epoch=step // 2)
+    found.log("valid", {"top1": math.nan}, step=4, epoch=1)
     return columns_of(found)
 
 

@@ -14,6 +14,7 @@ from spotckpt.snapshot.attempts import claim, ensure_run, write_base, write_hear
 from spotckpt.snapshot.catalog import Catalog
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.manifest import Manifest
+from spotckpt.snapshot.metrics import History
 from spotckpt.snapshot.pack import TensorSpec, layout
 from spotckpt.snapshot.records import Base, Claim, Heartbeat, Holder
 from spotckpt.snapshot.save import commit, upload
@@ -86,13 +87,22 @@ class Wrapped(Store):
 
 
 def staged(
-    snapshot: SnapshotId, arrays: Mapping[str, np.ndarray], *, extra: object = None, **fields: Any
+    snapshot: SnapshotId,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    extra: object = None,
+    history: History | None = None,
+    **fields: Any,
 ) -> tuple[Staged, memoryview]:
-    """A snapshot of named arrays as a trainer would hand it over, with its data section."""
+    """A snapshot of named arrays and metrics as a trainer would hand it over, with its bytes."""
+    history = History() if history is None else history
+    rows = history.stage()
+    history.staged(str(snapshot))
     names = list(arrays)
     given = tuple(TensorSpec(name, ARRAY_DTYPES[arrays[name].dtype.str], arrays[name].shape) for name in names)
     place = layout(given)
-    data = bytearray(place.data_bytes)
+    data = bytearray(place.data_bytes + rows.size_bytes)
+    history.rows.copy(rows, memoryview(data)[place.data_bytes :])
     for name, offset in zip(names, place.offsets, strict=True):
         body = np.ascontiguousarray(arrays[name]).tobytes()
         data[offset : offset + len(body)] = body
@@ -106,6 +116,7 @@ def staged(
         step=snapshot.step,
         tree=tree,
         specs=given,
+        history=rows,
         data_bytes=place.data_bytes,
         **fields,
     )

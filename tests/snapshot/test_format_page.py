@@ -9,16 +9,18 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from blake3 import blake3
 from safetensors import safe_open
 
-from spotckpt.snapshot import envelope, facts, manifest, pack, part, records, tree
+from spotckpt.snapshot import envelope, facts, manifest, pack, part, records, segments, tree
 from spotckpt.snapshot.attempts import ensure_run
 from spotckpt.snapshot.save import commit, upload
 from tests.snapshot.bucket import begin, local_store, sid
 from tests.snapshot.golden import make
 
+IDS = (sid(1, 0, 0), sid(1, 1, 10), sid(2, 0, 10), sid(2, 1, 20))
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 
 
@@ -89,10 +91,9 @@ def run(tmp_path: Path) -> Path:
     store = local_store(tmp_path)
     ensure_run(store)
     parent = previous = None
-    for number in (1, 2):
+    for number, ids in ((1, IDS[:2]), (2, IDS[2:])):
         begin(store, number, parent)
-        for sequence in (0, 1):
-            one = sid(number, sequence)
+        for one in ids:
             made, data = make.staged(one)
             run_id = ensure_run(store).run_id
             manifest, previous = upload(store, made, data, run_id=run_id, parent=parent, previous=previous)
@@ -103,21 +104,20 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_snapshot_is_read_by_the_page_alone(run: Path) -> None:
     lineage = follow(run, 2)
-    assert lineage == [str(one) for one in (sid(2, 1), sid(2, 0), sid(1, 1), sid(1, 0))]
+    assert lineage == [str(one) for one in reversed(IDS)]
     top, values, tensors = read(run, lineage[0])
-    assert (top["parent"], top["step"], top["reason"]) == (lineage[1], 10, "notice")
+    assert (top["parent"], top["step"], top["reason"]) == (lineage[1], 20, "notice")
     assert values["run"]["plain"] == [None, True, 1, -(2**53), 1.5, -0.0, 1e300, "é\n", {"a": {}}]
     assert values["run"]["int"] == 2**64 + 1 and values["run"]["float"][1:] == [float("inf"), -float("inf")]
     assert values["run"]["tuple"] == ("$tuple", [1, ("$tuple", [2])])
     assert values["objects"]["model"]["state"]["F32"] == make.raw("F32") == tensors["model/F32"]
-    assert values["objects"]["model"]["state"]["changes"] == (10).to_bytes(8, "little")
-    assert struct.unpack("<3d", values["run"]["history"]["train"]["loss"]["value"])[2] == 0.25
+    assert values["objects"]["model"]["state"]["changes"] == (20).to_bytes(8, "little")
 
 
 def test_the_library_finds_the_same_tensors_in_the_packs(run: Path) -> None:
-    top, _, tensors = read(run, str(sid(2, 1)))
+    top, _, tensors = read(run, str(IDS[3]))
     own, older = (one["key"] for one in top["packs"])
-    assert str(sid(2, 1)) in own and str(sid(1, 0)) in older, "what did not change is in the first snapshot's pack"
+    assert str(IDS[3]) in own and str(IDS[0]) in older, "what did not change is in the first snapshot's pack"
     with safe_open(run / own, framework="numpy") as file:
         assert set(file.keys()) == {"model/changes"}
         assert file.get_tensor("model/changes").tobytes() == tensors["model/changes"]
@@ -130,13 +130,51 @@ def test_the_library_finds_the_same_tensors_in_the_packs(run: Path) -> None:
 
 
 def test_what_is_shared_stays_readable_without_the_snapshots_in_between(run: Path) -> None:
-    for one in (sid(1, 0), sid(1, 1), sid(2, 0)):
+    for one in (IDS[0], IDS[1], IDS[2]):
         (run / f"snapshots/{one}.json").unlink()
         (run / f"packs/{one}/rank-00000.json").unlink()
-    (run / f"packs/{sid(1, 1)}/rank-00000.safetensors").unlink()
-    (run / f"packs/{sid(2, 0)}/rank-00000.safetensors").unlink()
-    _, _, tensors = read(run, str(sid(2, 1)))
+    (run / f"packs/{IDS[1]}/rank-00000.safetensors").unlink()
+    _, _, tensors = read(run, str(IDS[3]))
     assert tensors["model/F64"] == make.raw("F64")
+
+
+def history_of(run: Path, snapshot: str) -> dict[str, list[tuple[int, int, Any]]]:
+    """`set/name` → (step, epoch, value) in order."""
+    rows: list[tuple[str, bool, int, int, Any]] = []
+    for reference in body_of(run / f"snapshots/{snapshot}.json")["history"]:
+        whole = (run / reference["key"]).read_bytes()
+        assert (len(whole), blake3(whole).hexdigest()) == (reference["length"], reference["digest"])
+        with safe_open(run / reference["key"], framework="numpy") as file:
+            series = json.loads(file.metadata()["series"])
+            columns = [file.get_tensor(name) for name in ("series", "step", "epoch", "value")]
+            payload = file.get_tensor("payload").tobytes() if "payload" in file.keys() else b""  # noqa: SIM118
+        assert {len(column) for column in columns} == {reference["rows"]} and len(payload) == reference["payload_bytes"]
+        for ident, step, epoch, value in zip(*columns, strict=True):
+            set_name, name, kind, *flags = series[str(ident)]
+            if kind == "values":
+                encoded, payload = payload[: int(value)], payload[int(value) :]
+                end = 4 + int.from_bytes(encoded[:4], "little")
+                value = plain(json.loads(encoded[4:end])[0], [encoded[end:]])  # noqa: PLW2901
+            rows.append((f"{set_name}/{name}", "given" in flags, step, epoch, value))
+    last = {(path, step, None if given else epoch): (epoch, value) for path, given, step, epoch, value in rows}
+    found: dict[str, list[tuple[int, int, Any]]] = {}
+    for (path, step, _), (epoch, value) in sorted(last.items(), key=lambda one: one[0][:2]):
+        found.setdefault(path, []).append((step, epoch, value))
+    return found
+
+
+def test_the_history_is_read_by_the_page_alone(run: Path) -> None:
+    found = history_of(run, str(IDS[3]))
+    assert len(body_of(run / f"snapshots/{IDS[3]}.json")["history"]) == 2
+    expected = make.metrics(20)
+    assert set(found) == {"train/loss", "valid/top1", "valid/table"}
+    for path, points in found.items():
+        series = expected[path.split("/")[0]][path.split("/")[1]]
+        steps, epochs, values = zip(*points, strict=True)
+        assert (list(steps), list(epochs)) == (series.steps, series.epochs)
+        if path != "valid/table":
+            assert np.array(values).tobytes() == np.array(list(series)).tobytes()
+    assert found["valid/table"][6] == (6, -1, "none") and found["valid/table"][5][2] == {"é": make.TABLE.tobytes()}
 
 
 def names_of(kind: type) -> set[str]:
@@ -155,6 +193,7 @@ def test_the_page_names_every_field() -> None:
         manifest.Manifest,
         manifest.PartRef,
         manifest.PackRef,
+        segments.SegmentRef,
         facts.Best,
         part.Part,
         part.TensorEntry,

@@ -11,13 +11,14 @@ from spotckpt.address import Selector
 from spotckpt.snapshot.catalog import read_catalog
 from spotckpt.snapshot.choose import choose
 from spotckpt.snapshot.fetch import read_manifest, read_part, read_tensors, verify
-from spotckpt.snapshot.keys import pack_key
+from spotckpt.snapshot.history import read_history
+from spotckpt.snapshot.keys import history_key, pack_key
 from spotckpt.snapshot.losses import Lost, Reached
-from spotckpt.snapshot.metrics import Best, History
+from spotckpt.snapshot.metrics import Best
 from spotckpt.snapshot.pack import ITEM_BYTES
 from spotckpt.snapshot.tree import decode
 from tests.snapshot.bucket import local_store
-from tests.snapshot.golden.make import FIRST, SECOND, SHAPE, raw, state
+from tests.snapshot.golden.make import FIRST, SECOND, SHAPE, TABLE, metrics, raw, state
 from tests.snapshot.test_tree import same
 
 pytestmark = pytest.mark.fault(68)
@@ -68,6 +69,18 @@ def test_every_dtype_and_every_tag() -> None:
     for name, value in expected.items():
         assert same(found[name], value), name
     assert found["ordered"]._metadata == expected["ordered"]._metadata
-    history = History()
-    history.load(found["history"])
-    assert history["train"]["loss"].steps == [0, 1, 2]
+
+
+def test_the_metrics() -> None:
+    manifest = read_manifest(store, SECOND)
+    assert [one.key for one in manifest.history] == [history_key(FIRST), history_key(SECOND)]
+    found, expected = read_history(store, manifest), metrics(SECOND.step)
+    assert {name: list(names) for name, names in found.items()} == {
+        name: list(names) for name, names in expected.items()
+    }
+    for set_name, name in (("train", "loss"), ("valid", "top1")):
+        for column, wanted in zip(found[set_name][name].columns(), expected[set_name][name].columns(), strict=True):
+            assert column.tobytes() == wanted.tobytes()
+    table = found["valid"]["table"]
+    assert table.steps == list(range(7)) and table[6] == "none"
+    np.testing.assert_array_equal(table[5]["é"], TABLE)

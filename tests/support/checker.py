@@ -10,6 +10,9 @@ snapshot a restart must choose. It asserts
 and of packs that several snapshots use: a snapshot names its own and its parent's only, each of which is at least half
 its own tensors'.
 
+and of the metric history: a snapshot names only its own segments and its parent's, in the parent's order, and of a
+synthetic one the history holds what each of its steps logged, once.
+
 For I2 the snapshots are marked: every number in every tensor of the snapshot of step s, and the value "step" of its
 state tree, is s, but for the tensors whose numbers "marks" in the tree tells.
 """
@@ -197,6 +200,7 @@ def inspect(bucket: Bucket, snapshot: Id) -> None:
     used = dict.fromkeys(packs, 0)
     for part in parts:
         _inspect_part(snapshot, part, packs, used)
+    _check_history(bucket, manifest, is_synthetic="step" in parts[0]["tree"])
     _check_old_packs(bucket, manifest, used)
 
 
@@ -240,6 +244,38 @@ def _check_marks(snapshot: Id, part: dict[str, Any], packs: dict[str, bytes]) ->
             raise Violation(f"{snapshot}: {name} is not where its part says")
         if not np.all(array == marks.get(name, snapshot.step)):
             raise Violation(f"{snapshot} mixes steps: {name} holds {np.unique(array)}")
+
+
+def _check_history(bucket: Bucket, manifest: dict[str, Any], *, is_synthetic: bool) -> None:
+    rows = [row for reference in manifest["history"] for row in _rows(bucket, reference)]
+    if is_synthetic and rows:
+        steps = [step for name, step, _ in rows if name == "train/loss"]
+        each = len(steps) // manifest["step"]
+        if steps != list(range(each, each * (manifest["step"] + 1))):
+            raise Violation(f"{manifest['snapshot']}: its curve has a gap, or a point twice: {steps[:3]}…{steps[-3:]}")
+        if any(value != step // each for name, step, value in rows if name == "train/loss"):
+            raise Violation(f"{manifest['snapshot']}: its curve has other values than were logged")
+    old = [one for one in manifest["history"] if f"/{manifest['snapshot']}/" not in one["key"]]
+    try:
+        parent = bucket.record(f"snapshots/{manifest['parent']}.json")
+    except Broken:
+        return  # nobody can tell any more
+    if old != parent["history"][: len(old)] or manifest["history"][: len(old)] != old:
+        raise Violation(f"{manifest['snapshot']} goes on from segments that its parent does not begin with")
+
+
+def _rows(bucket: Bucket, reference: dict[str, Any]) -> list[tuple[str, int, float]]:
+    """(metric, step, value) of a segment, every byte checked."""
+    data = bucket.bytes_of(reference["key"])
+    if len(data) != reference["length"] or blake3(data).hexdigest() != reference["digest"]:
+        raise Broken(f"{reference['key']} is not the segment that its manifest names")
+    columns = load_safetensors(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    names = {int(ident): "/".join(name[:2]) for ident, name in json.loads(header["__metadata__"]["series"]).items()}
+    found = [names[ident] for ident in columns["series"].tolist()]
+    if len(found) != reference["rows"]:
+        raise Violation(f"{reference['key']} has {len(found)} rows, and its manifest says {reference['rows']}")
+    return list(zip(found, columns["step"].tolist(), columns["value"].tolist(), strict=True))
 
 
 def _check_old_packs(bucket: Bucket, manifest: dict[str, Any], used: dict[str, int]) -> None:
@@ -293,10 +329,12 @@ def check(uri: str, acknowledged: Sequence[str], *, damaged: Collection[str] = (
 
 
 def leftovers(uri: str) -> list[str]:
-    """Packs and parts that no snapshot names (I6)."""
+    """Packs, parts and segments that no snapshot names (I6)."""
     bucket = Bucket(uri)
     manifests = [bucket.record(f"snapshots/{one}.json") for one in bucket.snapshots]
-    named = {entry["key"] for manifest in manifests for entry in (*manifest["packs"], *manifest["parts"])}
+    named = {
+        entry["key"] for manifest in manifests for kind in ("packs", "parts", "history") for entry in manifest[kind]
+    }
     return sorted(set(bucket.keys("packs")) - named)
 
 

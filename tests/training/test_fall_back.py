@@ -24,7 +24,7 @@ def there() -> Iterator[Machine]:
 
 def damage(root: Path, snapshot: str, tensor: str) -> None:
     """Flips a bit of the tensor, in that snapshot's own pack."""
-    (pack,) = (root / "packs" / snapshot).glob("*.safetensors")
+    (pack,) = (root / "packs" / snapshot).glob("rank-*.safetensors")
     part = Bucket(f"file://{root}").record(str(pack.with_suffix(".json").relative_to(root)))
     own = part["packs"].index(str(pack.relative_to(root)))
     (chunk,) = [row[4][0] for row in part["tensors"] if row[0] == tensor and row[4][0][0] == own]
@@ -78,7 +78,7 @@ def test_the_last_snapshot_of_a_finished_run(here: Machine, there: Machine, tmp_
     before = bucket.manifests()[-2]
     # the last step's weights are in the pack of the snapshot before, as nothing changed since
     for manifest in (before, final):
-        for pack in (tmp_path / "run" / "packs" / manifest["snapshot"]).glob("*.safetensors"):
+        for pack in (tmp_path / "run" / "packs" / manifest["snapshot"]).glob("rank-*.safetensors"):
             data = bytearray(pack.read_bytes())
             data[-1] ^= 1
             pack.write_bytes(data)
@@ -93,7 +93,7 @@ def test_the_last_snapshot_of_a_finished_run(here: Machine, there: Machine, tmp_
 def test_a_pack_that_is_replaced_while_it_is_read(here: Machine, there: Machine, s3_env: S3Env, plain: str) -> None:
     bucket = Bucket(s3_env.uri)
     *older, newest = broken_off_at(here, bucket, s3_env)
-    (key,) = [key for key in s3_env.keys(f"run/packs/{newest}") if key.endswith(".safetensors")]
+    (key,) = [key for key in s3_env.keys(f"run/packs/{newest}") if key.endswith("rank-00000.safetensors")]
     body = s3_env.client.get_object(Bucket=s3_env.bucket, Key=key)["Body"].read()
 
     def replace() -> None:
@@ -114,10 +114,10 @@ def test_bodies_that_end_early_or_are_shorter_than_asked_for(
     bucket = Bucket(s3_env.uri)
     newest = broken_off_at(here, bucket, s3_env)[-1]
     with Proxy(s3_env.url) as proxy:
-        proxy.on("GET", r"\.safetensors", cut_reply(600), times=2)
-        proxy.on("GET", r"\.safetensors", answer(206, b"short"), times=2)
+        proxy.on("GET", r"rank-00000\.safetensors", cut_reply(600), times=2)
+        proxy.on("GET", r"rank-00000\.safetensors", answer(206, b"short"), times=2)
         again = there.train(bucket.uri, env=s3_env.behind(proxy.url).environment)
-        assert len(proxy.wait_for("GET", r"\.safetensors")) >= 6
+        assert len(proxy.wait_for("GET", r"rank-00000\.safetensors")) >= 6
     assert "skipped" not in again.said
     assert again.trace[0].endswith(f" {newest}")
     assert again.end == plain

@@ -193,15 +193,16 @@ def test_only_an_improvement_on_unchanged_weights_asks_for_a_best_snapshot(
     mode: str, better: float, worse: float
 ) -> None:
     evaluation = Evaluation(Metric.parse(f"valid/top1:{mode}"))
-    evaluation.weights_at(1)
-    evaluation.logged("valid/top1", math.nan, None)
+    evaluation.weights_at(1, lambda: 10)
+    evaluation.logged(math.nan, None)
     assert not evaluation.improved
-    evaluation.logged("valid/top1", 0.5, None)
-    assert evaluation.improved and evaluation.values == {"valid/top1": 0.5}
-    evaluation.weights_at(2)
-    assert not evaluation.improved and evaluation.values == {}
-    evaluation.logged("valid/top1", worse, 0.5)
-    evaluation.logged("valid/other", better, 0.5)
+    evaluation.logged(0.5, None)
+    assert evaluation.improved and evaluation.since == 10
+    evaluation.weights_at(1, lambda: 11)
+    assert evaluation.improved and evaluation.since == 10
+    evaluation.weights_at(2, lambda: 12)
+    assert not evaluation.improved and evaluation.since == 12
+    evaluation.logged(worse, 0.5)
     assert not evaluation.improved
-    evaluation.logged("valid/top1", better, 0.5)
+    evaluation.logged(better, 0.5)
     assert evaluation.improved

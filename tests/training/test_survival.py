@@ -16,10 +16,11 @@ import torch
 
 from spotckpt.config import Every, Settings
 from spotckpt.errors import SpoolError
+from spotckpt.snapshot.metrics import History
 from spotckpt.training.capture import Capture, capture
 from spotckpt.training.saver import Saver, collector_resting
 from spotckpt.training.schedule import Evaluation
-from spotckpt.training.staging import Facts
+from spotckpt.training.staging import LEAST_ROOM_BYTES, Facts
 from tests.agent.test_room import limited
 from tests.support.mounts import tmpfs
 from tests.support.staging_area import StagingArea
@@ -34,6 +35,7 @@ class Training:
         self.optimizer = torch.optim.SGD([self.weight], lr=0.1, momentum=0.9)
         self.weight.grad = torch.ones_like(self.weight)
         self.step = 0
+        self.logged = History()
         self.fails: Exception | None = None
         settings = Settings(every=Every(steps=1), overlap=overlap)
         self.saver = Saver(area, settings, self, Evaluation(None))  # type: ignore[arg-type]  # what it needs of a session
@@ -46,6 +48,10 @@ class Training:
 
     def facts(self) -> Facts:
         return Facts(self.step, 0)
+
+    @property
+    def metrics(self) -> History:
+        return self.logged
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -125,7 +131,7 @@ def test_without_descriptors_the_training_goes_on(
     area: StagingArea, overlap: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     training = Training(area, overlap=overlap)
-    area.prepare(24 << 20)
+    area.prepare((24 << 20) + LEAST_ROOM_BYTES)
     training.train()
     training.saver._settle()
     with descriptors_used_up():
@@ -142,7 +148,7 @@ def test_without_descriptors_the_training_goes_on(
 @pytest.mark.fault(84)
 def test_without_another_thread_it_is_copied_before_the_training_goes_on(area: StagingArea) -> None:
     training = Training(area, overlap=True)
-    area.prepare(24 << 20)
+    area.prepare((24 << 20) + LEAST_ROOM_BYTES)
     for _ in range(3):
         training.train()
         training.saver._settle()

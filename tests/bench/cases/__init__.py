@@ -9,6 +9,7 @@ from tests.bench.cases.agents import agent
 from tests.bench.cases.commands import command_line
 from tests.bench.cases.interruptions import notices
 from tests.bench.cases.loops import gpu, overlapped, staged, throughput, uploaded
+from tests.bench.cases.metrics import logging
 from tests.bench.cases.restores import restore, restore_seaweed
 from tests.bench.cases.saves import blocked, first, save, save_seaweed
 from tests.bench.cases.tensors import frozen, many
@@ -27,6 +28,7 @@ CASES: dict[str, Case] = {
     "agent": agent,
     "frozen": frozen,
     "many": many,
+    "metrics": logging,
     "help": command_line,
     "notices": notices,
     "save-seaweed": save_seaweed,

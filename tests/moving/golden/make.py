@@ -19,8 +19,8 @@ from tests.moving.made import FILES
 def golden() -> Contents:
     """One of everything, small."""
     model, history = module(), History()
-    history.log("train", "loss", 0.5, step=1, epoch=0)
-    history.log("valid", "top1", float("inf"), step=2, epoch=1)
+    history.log("train", {"loss": 0.5}, step=1, epoch=0)
+    history.log("valid", {"top1": float("inf")}, step=2, epoch=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     return Contents(
         {"model": model.state_dict(), "optimizer": optimizer.state_dict()},

@@ -5,6 +5,7 @@ python -m tests.snapshot.golden.make tests/snapshot/golden/format-1
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections import Counter, OrderedDict, deque
 from dataclasses import replace
@@ -21,6 +22,7 @@ from spotckpt.snapshot.metrics import Best, History
 from spotckpt.snapshot.pack import ITEM_BYTES, TensorSpec, layout, stored_as
 from spotckpt.snapshot.records import Base, Heartbeat, Holder, RunRecord
 from spotckpt.snapshot.save import commit, upload
+from spotckpt.snapshot.segments import RowsStaged
 from spotckpt.snapshot.staged import Staged
 from spotckpt.snapshot.tree import encode
 from tests.snapshot.bucket import local_store
@@ -34,9 +36,6 @@ def state() -> dict[str, Any]:
     """A value under every tag that needs no torch."""
     versions: Any = OrderedDict(weight=1)
     versions._metadata = OrderedDict([("", {"version": 2})])
-    history = History()
-    for step, value in enumerate((1.5, float("nan"), 0.25)):
-        history.log("train", "loss", value, step=step, epoch=0)
     return {
         "plain": [None, True, 1, -(2**53), 1.5, -0.0, 1e300, "é\n", {"a": {}}],
         "int": 2**64 + 1,
@@ -57,8 +56,23 @@ def state() -> dict[str, Any]:
         "array": np.arange(6, dtype="<i4").reshape(SHAPE),
         "fortran": np.asfortranarray(np.arange(6.0).reshape(SHAPE)),
         "text": np.array(["a", "bc"]),
-        "history": history.state(),
     }
+
+
+NAN = struct.unpack(">d", bytes.fromhex("7ff80000deadbeef"))[0]
+TABLE = np.arange(4, dtype="<i4").reshape(2, 2)
+
+
+def metrics(step: int) -> History:
+    """Numbers, values of another kind, steps of one's own and one logged again, as they are at that step."""
+    history = History()
+    for at in range(1, step + 1):
+        value = {1: NAN, 2: float("-inf")}.get(at, 1 / at)
+        history.log("train", {"loss": value}, step=at, epoch=at // 10)
+        history.log("valid", {"top1": at / 64, "table": {"é": TABLE} if at % 2 else "none"}, step=at % 7, given=True)
+        if at == FIRST.step:
+            history.stage()
+    return history
 
 
 def raw(dtype: str) -> bytes:
@@ -88,7 +102,14 @@ def staged(snapshot: SnapshotId) -> tuple[Staged, memoryview]:
         TensorSpec(name, dtype, shape, (1, 2) if name == "model/F32" else None) for name, dtype, shape, _ in rows
     )
     place = layout(specs)
-    data = bytearray(place.data_bytes)
+    logged = metrics(snapshot.step)
+    new = logged.stage()
+    if snapshot.step > FIRST.step:  # so few would be sent again otherwise
+        before = metrics(FIRST.step).stage()
+        count, size = new.rows - before.rows, new.payload_bytes - before.payload_bytes
+        new = RowsStaged(before.rows, count, before.payload_bytes, size, new.names)
+    data = bytearray(place.data_bytes + new.size_bytes)
+    logged.rows.copy(new, memoryview(data)[place.data_bytes :])
     for (_, dtype, shape, body), offset in zip(rows, place.offsets, strict=True):
         data[offset : offset + len(body)] = body
         assert len(stored_as(dtype, shape)[1]) >= len(shape)
@@ -100,6 +121,7 @@ def staged(snapshot: SnapshotId) -> tuple[Staged, memoryview]:
         created=1_700_000_000.25,
         tree=tree,
         specs=specs,
+        history=new,
         data_bytes=place.data_bytes,
         latest={"train/loss": 0.25, "valid/top1": float("nan")},
         best={"train/loss:min": Best(0.25, 2, 0)},

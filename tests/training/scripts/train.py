@@ -38,6 +38,7 @@ parser.add_argument("--at", type=int, default=-1, help="the step in whose body t
 parser.add_argument("--act", default="")
 parser.add_argument("--trace", type=Path, required=True)
 parser.add_argument("--backwards", action="store_true", help="the wall clock goes the wrong way")
+parser.add_argument("--rows", type=int, default=0, help="so many more points are logged at each step")
 parser.add_argument("--workers", type=int, default=0)
 parser.add_argument("--delay", type=float, default=0.0)
 spotckpt.add_arguments(parser)
@@ -152,6 +153,10 @@ def train(run: Run, *, epochs: int, width: int) -> None:
             loss.backward()
             optimizer.step()
             run.log("train", loss=loss.item())
+            for number in range(args.rows):
+                run.log("samples", step=args.rows * run.step + number, x=number / 7, last=float(run.step))
+            if args.rows:
+                run.log("samples", step=run.epoch, worst=[run.step, torch.tensor([loss.item()])])
             note(f"step {run.step}")
             time.sleep(args.delay)
             if run.step == args.at:
