@@ -18,6 +18,8 @@ from spotckpt.snapshot.keys import (
     part_key,
     pin_key,
     probe_key,
+    shared_key,
+    split_shared,
 )
 
 ids = st.builds(
