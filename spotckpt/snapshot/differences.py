@@ -155,7 +155,7 @@ def _compare_tensors(
     stores: tuple[Store, Store], parts: tuple[Part, Part], found: Differences, progress: Progress | None
 ) -> None:
     rows_a, rows_b = ({entry.name: row for row, entry in enumerate(part.tensors)} for part in parts)
-    names = [name for name in {**rows_a, **rows_b} if not _is_history(name)]
+    names = list({**rows_a, **rows_b})
     found.num_tensors += len(names)
     pairs = []
     for name in names:
@@ -170,10 +170,6 @@ def _compare_tensors(
         bodies_b = read_tensors(stores[1], parts[1], [pair.b for pair in group], progress)
         found.read_bytes += sum(pair.size_bytes for pair in group)
         found.tensors += [_difference(pair, one) for pair in group if (one := _apart(pair, bodies_a, bodies_b))]
-
-
-def _is_history(name: str) -> bool:
-    return name.startswith("run/metrics/")
 
 
 def _kind(entry: TensorEntry | None) -> tuple[str, tuple[int, ...]] | None:
@@ -221,10 +217,7 @@ def _difference(pair: _Pair, apart: Distance) -> TensorDifference:
 
 
 def _compare_values(parts: tuple[Part, Part], found: Differences) -> None:
-    trees = [dict(part.tree) for part in parts]
-    for tree in trees:
-        tree["run"] = {name: value for name, value in tree.get("run", {}).items() if name != "metrics"}
-    leaves_a, leaves_b = (dict(_leaves("", tree, part.tensors)) for tree, part in zip(trees, parts, strict=True))
+    leaves_a, leaves_b = (dict(_leaves("", part.tree, part.tensors)) for part in parts)
     found.num_values += len({**leaves_a, **leaves_b})
     told = {one.name for one in found.tensors}
     for name, sides in _changed(leaves_a, leaves_b).items():

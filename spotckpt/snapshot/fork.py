@@ -255,9 +255,6 @@ def _write_snapshot(plan: Plan, record: RunRecord, progress: Progress | None) ->
         store.put(part_key(first, rank), [body])
         parts.append(PartRef(part_key(first, rank), len(body), digest(body)))
         packs |= {pack.key: pack for pack in own}
-    for pack in packs.values():
-        if store.stat(pack.key).size_bytes != pack.length:
-            raise Corrupt(f"{pack.key} has not the length of {pack.length} bytes", hint="fork another snapshot")
     history = _history(plan, first, progress)
     copied = sum(pack.length for pack in packs.values()) + sum(one.length for one in history)
     manifest = replace(
@@ -276,6 +273,9 @@ def _write_snapshot(plan: Plan, record: RunRecord, progress: Progress | None) ->
         overrides={**plan.manifest.overrides, **plan.overrides},
         timings={},
     )
+    for key, length in manifest.objects:
+        if store.stat(key).size_bytes != length:
+            raise Corrupt(f"{key} has not the length of {length} bytes", hint="fork another snapshot")
     store.put_if_absent(manifest_key(first), manifest.to_bytes())
     return manifest
 

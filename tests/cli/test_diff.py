@@ -31,7 +31,7 @@ def make(uri: str, tensors: dict[str, np.ndarray], values: Any = None, **facts: 
     with closing(open_store(uri)) as store:
         begin(store, 1)
         made, data = staged(sid(1, 0, 7), tensors, **facts)
-        made.tree["run"] = {"vars": encode(values), "metrics": {}}
+        made.tree["run"] = {"vars": encode(values)}
         commit(store, upload(store, made, data, run_id=ensure_run(store).run_id, parent=None)[0])
     return uri
 

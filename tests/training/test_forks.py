@@ -226,6 +226,11 @@ def test_a_fork_is_read_as_any_run(parent: str, tmp_path: Path) -> None:
         run.track(m_none=model)
         raise Boom
     assert torch.equal(model.weight, weights)
+    segments = {where: list(Path(where.removeprefix("file://")).glob("packs/*/history*")) for where in (uri, parent)}
+    assert segments[parent] and not segments[uri], "the history is shared too"
+    copied = fork(uri, f"file://{tmp_path}/copied", "--copy")
+    assert in_process("diff", copied, parent).status == 0
+    assert in_process("diff", uri, parent).out.endswith("1 metrics\n")
     train(uri, told, until=BROKEN_AT)
     with closing(open_run_store(uri)) as store, closing(open_run_store(parent)) as other:
         newest = max(read_catalog(store).snapshots)
