@@ -46,6 +46,7 @@ class Child:
         self.name = name
         self.log_path = log_path
         self._process: subprocess.Popen[str] | None = None
+        self._failure = ""
         self._launched = threading.Event()
         self._reader: threading.Thread | None = None
 
@@ -62,6 +63,9 @@ class Child:
         def live() -> None:
             try:
                 self._process = process = _popen(command, environment)
+            except OSError as error:
+                self._failure = error.strerror or str(error)
+                return
             finally:
                 self._launched.set()
             self._read(process, on_line)
@@ -70,7 +74,8 @@ class Child:
         self._reader.start()
         self._launched.wait()
         if self._process is None:
-            raise DrillFailed(f"{self.name} cannot be started: {command[0]}")
+            hint = "write the command as in a shell: spotckpt drill -- python train.py"
+            raise DrillFailed(f"{command[0]} cannot be started: {self._failure}", hint=hint)
 
     def poll(self) -> int | None:
         """Its exit status as `Popen` has it, or None while it runs."""

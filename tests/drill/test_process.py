@@ -28,6 +28,13 @@ def test_a_child_is_read_and_its_status_known(tmp_path):
     assert started.tail() == "hello 7"
 
 
+def test_a_program_that_is_not_there_is_one_error(tmp_path):
+    started = Child("child", log_path=tmp_path / "child.log")
+    with pytest.raises(DrillFailed, match="no-such-program cannot be started: No such file"):
+        started.start(["no-such-program"], environment=os.environ, on_line=print)
+    started.kill()
+
+
 def test_a_killed_child_is_gone_and_killing_it_again_is_harmless(tmp_path):
     output = Output()
     started = child(tmp_path, "print('up', flush=True); import time; time.sleep(60)", output)
