@@ -223,8 +223,8 @@ class Course:
             if flight and (
                 flight["gone_bytes"] > flight["total_bytes"] / 4 or time.monotonic() - began > _SENDING_S / 3
             ):
-                gone = f"{flight['gone_bytes'] / 2**20:.1f} of " if flight["gone_bytes"] else ""
-                return f"{gone}{flight['total_bytes'] / 2**20:.1f} MiB of {flight['id']} are on their way"
+                gone = f"{flight['gone_bytes'] / 1e3:,.0f} of " if flight["gone_bytes"] else ""
+                return f"{gone}{flight['total_bytes'] / 1e3:,.0f} kB of {flight['id']} are on their way"
             return "its last snapshot went in no time" if run.get("last_committed") != machine.committed else None
 
         return wait_until("an upload", cut, self.patience_s, alive=[machine.trainer, machine.agent])
@@ -245,7 +245,7 @@ class Course:
             machine.vanish()
             raise
         if number:
-            at = f", which uploads {limit / 2**20:.2g} MiB/s at most" if limit else ""
+            at = f", which uploads {limit / 1e3:,.0f} kB/s at most" if limit else ""
             self.screen.say("drill", f"machine {number} boots with an empty disk and starts its agent{at}")
         return machine
 
