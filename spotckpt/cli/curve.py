@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,8 @@ def _tell(path: Path, chart: Chart) -> None:
 def _print(chart: Chart, columns: int, *, chosen: bool) -> None:
     out = output.console(most=columns)
     unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    if not unicode and isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # names may have letters that it cannot show
     for line in draw_text(chart, width=columns, unicode=unicode, coloured=out.color_system is not None):
         out.print(line, soft_wrap=True)
     if chart.others and not chosen:

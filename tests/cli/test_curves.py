@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import closing
@@ -73,10 +74,13 @@ def test_what_is_known_of_a_run_as_json(trained: Trained) -> None:
     assert line["metrics"] == {"train/loss": 20, "valid/score": 4}
 
 
-def test_a_pipe_and_a_terminal_that_cannot_show_more_than_ascii(trained: Trained) -> None:
+def test_a_pipe_and_a_terminal_that_cannot_show_more_than_ascii(trained: Trained, tmp_path: Path) -> None:
     plain = spotckpt("curve", trained.uri, LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
     assert (plain.status, plain.err) == (0, "")
     assert plain.out.isascii() and "v step 7: SIGTERM, nothing lost" in plain.out
+    shutil.copytree(trained.uri.removeprefix("file://"), tmp_path / "läufe")
+    named = spotckpt("curve", f"file://{tmp_path}/läufe", PYTHONIOENCODING="ascii")
+    assert named.status == 0 and "l?ufe" in named.out and named.err == ""
     narrow = on_terminal("curve", trained.uri, "--metric", "loss", columns=40)
     assert (narrow.status == 0 and "⣀" in narrow.out) or any("\u2800" < sign <= "\u28ff" for sign in narrow.out)
 
