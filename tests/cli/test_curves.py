@@ -113,6 +113,15 @@ def test_what_cannot_be_drawn_is_one_line(trained: Trained, tmp_path: Path) -> N
     assert in_process("curve", f"file://{tmp_path}/begun").status == 33
 
 
+def test_nothing_but_metrics_is_read(trained: Trained, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained.uri.removeprefix("file://"), copy)
+    gone = [path.unlink() for path in copy.glob("packs/*/rank-*")]
+    assert gone, "tensors and tables of state"
+    assert ok("history", str(copy)) == ok("history", trained.uri)
+    assert "▼ step 7: SIGTERM, nothing lost" in ok("curve", str(copy))
+
+
 def test_csv_is_exact(trained: Trained) -> None:
     text = ok("history", trained.uri)
     rows = list(csv.DictReader(io.StringIO(text)))

@@ -14,6 +14,7 @@ from spotckpt.curves.text import draw_text
 from spotckpt.curves.words import best as best_in_words
 from spotckpt.errors import UsageError
 from spotckpt.snapshot.descent import Ancestor
+from spotckpt.snapshot.metrics import History
 from tests.curves.made import Columns, curves, eventful, eventful_subject, history, plain, subject
 from tests.curves.test_course import Told
 
@@ -148,13 +149,17 @@ def test_steps_of_the_caller_s_own_are_placed_by_their_epochs() -> None:
     class Own(Columns):
         given = True
 
-    by_epoch, by_sample = Own(range(3), [0.1, 0.2, 0.3]), Own(range(0, 3000, 500), range(6))
-    by_epoch._epochs, by_sample._epochs = np.arange(3), np.arange(6) // 2
-    metrics = history(train__loss=Columns(range(250), range(250), per_epoch=100), valid__a=by_epoch, valid__b=by_sample)
+    metrics = History()
+    for step in range(250):
+        metrics.log("train", {"loss": float(step)}, step=step, epoch=step // 100)
+    for epoch in range(3):
+        metrics.log("valid", {"a": 0.1 * epoch, "matrix": np.eye(2)}, step=epoch, epoch=epoch, given=True)
+        for sample in (0, 500):
+            metrics.log("valid", {"b": 1.0}, step=1000 * epoch + sample, epoch=epoch, given=True)
     chart = make_chart([plain("s3://b/r", metrics, 250)], Look(), [Wish.parse("a:max"), Wish.parse("b")])
     one, two = (panel.curves[0] for panel in chart.panels)
     assert one.steps.tolist() == [100, 200, 250] and two.steps.tolist() == [50, 100, 150, 200, 225, 250]
-    assert one.best is not None and (one.best.value, one.best.step) == (0.3, 250)
+    assert one.best is not None and (one.best.value, one.best.step) == (0.2, 250)
     nothing_tells = history(train__loss=Columns(range(9), range(9)), valid__a=Own(range(3), range(3)))
     [_, panel] = make_chart([plain("s3://b/r", nothing_tells, 9)], Look()).panels
     assert panel.curves[0].steps.tolist() == [0, 1, 2] and panel.curves[0].own_steps
