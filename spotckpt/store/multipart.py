@@ -65,10 +65,10 @@ class Upload:
         sent = self._send_parts(upload_id, data, progress, None, there)
         try:
             self._complete(upload_id, sent)
-        except OutcomeUnknown:
+        except (OutcomeUnknown, Unavailable):
             raise
         except StoreError:
-            self._abort(upload_id)  # the store does not make an object of these parts: the next one begins anew
+            self._abort(upload_id)  # the store refuses to make an object of these parts: the next one begins anew
             raise
 
     def _left(self, data: Sequence[Buffer]) -> tuple[str, Mapping[int, _Part]]:

@@ -322,3 +322,54 @@ def test_a_certificate_that_is_not_trusted_is_told_at_once(tls, s3_env):
             store.create("run.json", b"x")
         assert type(caught.value) is StoreError
         assert proxy.seen == []
+
+
+def stored(env: S3Env) -> bytes:
+    return env.client.get_object(Bucket=env.bucket, Key="run/pack")["Body"].read()
+
+
+def test_parts_that_are_there_do_not_go_again(s3_env):
+    """An upload that is given up at its very end costs one request more."""
+    data = [os.urandom(LARGE)]
+    with Proxy(s3_env.url) as proxy:
+        store = connected(s3_env.behind(proxy.url))
+        proxy.on("POST", "uploadId", answer(503, error_body("SlowDown")), times=float("inf"))
+        with pytest.raises(StoreError):
+            store.put_resumed("pack", data, deadline=Deadline.after(3))
+        assert s3_env.uploads() == ["run/pack"] and s3_env.keys() == []
+        proxy.clear()
+        first, told = len(parts_of(proxy)), []
+        store.put_resumed("pack", data, progress=told.append)
+        assert len(parts_of(proxy)) == first and sum(told) == LARGE
+    assert stored(s3_env) == data[0]
+    assert s3_env.uploads() == []
+
+
+@pytest.mark.parametrize("wrong", ["bytes", "length"])
+def test_parts_of_other_bytes_go_again(wrong, s3_env):
+    """What another process left under the same key is known by its checksums, not by its place."""
+    data, other = os.urandom(LARGE), os.urandom(LARGE if wrong == "bytes" else LARGE + MIB)
+    with Proxy(s3_env.url) as proxy:
+        store = connected(s3_env.behind(proxy.url))
+        proxy.on("PUT", "partNumber=3", reset(), times=float("inf"))
+        with pytest.raises(StoreError):
+            store.put_resumed("pack", [other], deadline=Deadline.after(3))
+        assert s3_env.uploads() == ["run/pack"]
+        proxy.clear()
+        store.put_resumed("pack", [data])
+    assert stored(s3_env) == data
+    assert s3_env.uploads() == []
+
+
+def test_who_may_not_list_parts_begins_anew(s3_env):
+    data = os.urandom(LARGE)
+    with Proxy(s3_env.url) as proxy:
+        store = connected(s3_env.behind(proxy.url))
+        proxy.on("PUT", "partNumber=3", reset(), times=float("inf"))
+        with pytest.raises(StoreError):
+            store.put_resumed("pack", [data], deadline=Deadline.after(3))
+        proxy.clear()
+        proxy.on("GET", "uploadId", answer(403, error_body("AccessDenied")), times=float("inf"))
+        store.put_resumed("pack", [data])
+    assert stored(s3_env) == data
+    assert s3_env.uploads() == []
