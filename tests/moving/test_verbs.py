@@ -42,7 +42,8 @@ def test_there_and_back(name, s3_env, tmp_path):
     found = read_manifest(store, manifest.snapshot)
     assert (found.epoch, found.arguments, found.environment) == (1, {"lr": 0.1}, {"torch": "2"})
     assert found.latest["train/loss"] == 0.2 and found.best["train/loss:min"].step == 4
-    assert np.isnan(read_history(store, found)["valid"]["top1"][0])
+    history = read_history(store, found)
+    assert np.isnan(history["valid"]["top1"][0]) and history["valid"]["confusion"][0].tolist() == [[5, 1], [0, 4]]
     assert read_catalog(store).heartbeats[ATTEMPT].released
     loaded = spotckpt.load(again)
     assert loaded["vars"]["class_to_idx"] == {"cat": 0, "dog": 1}
