@@ -132,6 +132,17 @@ def test_a_segment_is_sent_once_and_named_again(store: Counting) -> None:
     assert steps_of(store, third) == list(range(1, 5 * ROWS + 1))
 
 
+def test_a_value_that_is_logged_again_after_it_was_sent_is_sent_again(store: Counting) -> None:
+    training = Training(store)
+    training.log(4 * ROWS)
+    first = training.save()
+    training.history.log("train", {"loss": -1.0}, step=training.step)
+    second = training.save()
+    assert read_history(store, first)["train"]["loss"][-1] == 1 / training.step
+    assert read_history(store, second)["train"]["loss"][-1] == -1.0
+    assert steps_of(store, second) == list(range(1, 4 * ROWS + 1))
+
+
 def test_a_trainer_that_was_told_nothing_sends_all(store: Counting) -> None:
     training = Training(store)
     training.log(4 * ROWS)
@@ -176,7 +187,7 @@ def test_a_damaged_segment_is_named(store: Counting, tmp_path: Path, damage: str
     manifest = training.save()
     path = tmp_path / history_key(manifest.snapshot)
     data = bytearray(path.read_bytes())
-    data[-1] ^= 1
+    data[-6 * ROWS - 8] ^= 1  # the last value's lowest byte
     new = {"gone": None, "short": data[:-1], "flipped": data, "longer": data + b"\0"}[damage]
     path.unlink() if new is None else path.write_bytes(new)
     for at_once in (history._AT_ONCE_BYTES, 0):

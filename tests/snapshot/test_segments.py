@@ -234,6 +234,26 @@ def test_one_step_logged_again_and_again_does_not_pile_up() -> None:
     assert list(history["train"]["running"]) == [float(1000 * number + 999) for number in range(40)]
 
 
+def test_rows_that_were_thrown_out_are_no_part_of_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_COMPACT_ROWS", 10)
+    monkeypatch.setattr("spotckpt.snapshot.segments.SMALL_BYTES", 0)
+    life = Life()
+    life.log("loss", 0.5, 0, 5)
+    life.stage()
+    life.commit(-1)
+    life.tell()
+    for number in range(40):
+        life.step = 5
+        life.history.freeze()
+        life.log("given", float(number), 0)
+        life.stage()
+        life.commit(-1)
+        life.check()
+        if number % 3 == 0:
+            life.tell()
+    assert len(life.history.rows) < 30
+
+
 def test_a_parent_that_is_too_short_cannot_be_gone_on_from() -> None:
     staged = RowsStaged(10, 5, 0, 0, {})
     assert num_continued([Size(10, 0)], staged) == 1
