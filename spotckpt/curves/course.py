@@ -239,7 +239,7 @@ def _interruptions(catalog: Catalog, now: float) -> list[Interruption]:
         beat = catalog.heartbeats.get(number)
         cause = _cause(beat, now if following is None else None)
         base = None if following is None else catalog.bases.get(following)
-        if cause is None or not _went_on(catalog.bases.get(number), base):
+        if cause is None or not _went_on(base):
             continue
         snapshot = _newest_of(catalog, number) if base is None else base.id
         step = 0 if snapshot is None else snapshot.step
@@ -261,10 +261,9 @@ def _interruptions(catalog: Catalog, now: float) -> list[Interruption]:
     return found
 
 
-def _went_on(before: Base | None, base: Base | None) -> bool:
+def _went_on(base: Base | None) -> bool:
     """Whether the next attempt went on where the lineage ended, rather than going back."""
-    followed = base is not None and before is not None and base.selector in before.consumed
-    return base is None or base.selector == _NEWEST or followed
+    return base is None or base.selector == _NEWEST
 
 
 def _newest_of(catalog: Catalog, attempt: int) -> SnapshotId | None:

@@ -190,7 +190,7 @@ def record_base(beginning: Beginning) -> None:
     with global_random_kept():
         session.record_base(
             None if saved is None else str(saved.id),
-            selector=str(address.selector),
+            selector=str(NEWEST if choice.followed else address.selector),
             consumed=choice.consumed,
             skipped=choice.skipped(saved.id if saved else None),
         )

@@ -164,11 +164,11 @@ def test_going_back_is_no_interruption_and_what_was_left_is_a_line_of_its_own() 
     assert [point.selector for point in left.points] == [str(one) for one in (first[1], *second)]
 
 
-def test_a_restart_with_the_selector_of_before_goes_on() -> None:
+def test_a_restart_after_going_back_goes_on() -> None:
     told = Told()
     first = told.attempt(1, 50, 100, ended="Ctrl-C")
     second = told.attempt(2, 70, base=first[0], selector="step=50", consumed=("step=50",), reached=75)
-    told.attempt(3, 90, base=second[0], selector="step=50", consumed=("step=50",), ended="finished")
+    told.attempt(3, 90, base=second[0], consumed=("step=50",), ended="finished")
     main = told.lines()[0]
     assert ends(main) == [(2, 70, 5, "killed")]
 

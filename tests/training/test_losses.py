@@ -46,3 +46,16 @@ def test_the_machine_is_gone_three_steps_after_the_last_commit(here: Machine, tm
         assert second.wait() == 0, second.said
     by_attempt = {manifest["snapshot"][:5]: manifest["lost"] for manifest in bucket.manifests()}
     assert by_attempt == {"a0001": None, "a0002": found}
+
+
+def test_the_same_command_line_after_going_back_tells_its_loss(here: Machine, bucket: Bucket) -> None:
+    dies = ("--every=5 steps", "--act=os_exit")
+    here.train(bucket.uri, *dies, "--at=8", status=9)
+    wait_until(lambda: bucket.released(1), what="the release of the first attempt")
+    here.train(f"{bucket.uri}@step=5", *dies, "--at=9", status=9)
+    wait_until(lambda: bucket.released(2), what="the release of the second attempt")
+    here.train(f"{bucket.uri}@step=5", "--every=5 steps")
+    assert {m["snapshot"][:5]: m["lost"] and m["lost"]["steps"] for m in bucket.manifests()} == {
+        "a0001": None,
+        "a0003": 4,
+    }
