@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import threading
@@ -88,7 +89,8 @@ class MetadataServer:
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body.encode())
+                with contextlib.suppress(ConnectionError):  # an agent that was killed meanwhile
+                    self.end_headers()
+                    self.wfile.write(body.encode())
 
         return Handler

@@ -110,7 +110,7 @@ def test_ctrl_c_ends_without_a_traceback(tmp_path):
     end = time.monotonic() + 30
     while True:  # opening the pipe for writing succeeds once somebody reads it
         try:
-            os.close(os.open(run / "run.json", os.O_WRONLY | os.O_NONBLOCK))
+            pipe = os.open(run / "run.json", os.O_WRONLY | os.O_NONBLOCK)
         except OSError:
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -118,6 +118,7 @@ def test_ctrl_c_ends_without_a_traceback(tmp_path):
             break
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
+    os.close(pipe)  # not before: closed, it would end the waiting by itself
     assert (process.returncode, out, err) == (130, "", "")
 
 
