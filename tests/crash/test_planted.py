@@ -23,6 +23,7 @@ from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.part import MAX_PART_BYTES, Part
 from spotckpt.snapshot.records import Claim
 from spotckpt.snapshot.reuse import Previous
+from spotckpt.snapshot.segments import SegmentRef
 from spotckpt.snapshot.staged import Staged
 from spotckpt.store.base import Store
 from spotckpt.store.local import LocalStore
@@ -182,3 +183,27 @@ def _trace_of_a_life(new_run: NewRun) -> list[str]:
     actor = Actor(World(new_run()))
     assert actor.live() is None
     return actor.faults.trace
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (lambda segments: segments[1:], "a gap, or a point twice"),
+        (lambda segments: (*segments, segments[-1]), "a gap, or a point twice"),
+        (lambda segments: segments[::-1], "a gap, or a point twice|its parent does not begin with"),
+    ],
+    ids=["one is missing", "one is there twice", "another order"],
+)
+def test_the_segments_of_a_history_are_listed_wrongly(
+    new_run: NewRun, wrong: Callable[[tuple[SegmentRef, ...]], tuple[SegmentRef, ...]], match: str
+) -> None:
+    def upload(store: Store, staged: Staged, data: memoryview, **options: Any) -> tuple[Manifest, Previous]:
+        manifest, sent = save.upload(store, staged, data, **options)
+        return (replace(manifest, history=wrong(manifest.history)) if len(manifest.history) > 1 else manifest), sent
+
+    def scenario() -> None:
+        world = World(new_run(), replace(REAL, upload=upload))
+        Actor(world).live(saves=5)
+        world.check()
+
+    expect_caught(scenario, match)

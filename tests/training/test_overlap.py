@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from spotckpt.errors import SpoolError
+from spotckpt.snapshot.metrics import History
 from spotckpt.snapshot.pack import layout
 from spotckpt.training.capture import Capture, capture
 from spotckpt.training.cores import cores
@@ -80,7 +81,7 @@ def begin(training: Training, area: StagingArea, *, overlap: bool | None = True)
     captured = training.capture()
     captured.tensors = held = Held(captured.tensors)
     stager = Stager(area, overlap)  # type: ignore[arg-type]  # all that it needs of a session
-    stager.stage(captured, Facts(1, 0), reason="periodic", optimizers=[training.optimizer])
+    stager.stage(captured, Facts(1, 0), History(), reason="periodic", optimizers=[training.optimizer])
     return stager, held.go
 
 
@@ -144,7 +145,7 @@ def test_a_torn_copy_is_not_sealed(area: StagingArea, change: Callable[[Training
     assert area.states() == ["free"]
     assert not stager.under_way
     paused = training.bytes_now()
-    stager.stage(training.capture(), Facts(2, 0), reason="periodic")
+    stager.stage(training.capture(), Facts(2, 0), History(), reason="periodic")
     found = area.newest()
     assert found is not None and found[1] == paused
     stager.close()
