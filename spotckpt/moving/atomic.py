@@ -23,10 +23,7 @@ def made(destination: Path) -> Iterator[Path]:
         UsageError: the destination is a directory, or cannot be written.
         SpotckptError: the disk is full.
     """
-    if destination.is_dir():
-        raise UsageError(f"{destination} is a directory that is there already", hint="remove it, or give another name")
-    if not destination.parent.is_dir():
-        raise UsageError(f"{destination.parent} is no directory", hint="create it first")
+    check(destination)
     for left in destination.parent.glob(f".{glob_escaped(destination.name)}.spotckpt-tmp-*"):
         _remove(left)
     temporary = destination.parent / f".{destination.name}.spotckpt-tmp-{secrets.token_hex(4)}"
@@ -39,6 +36,14 @@ def made(destination: Path) -> Iterator[Path]:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def check(destination: Path) -> None:
+    """Raises UsageError if nothing can be made there."""
+    if destination.is_dir():
+        raise UsageError(f"{destination} is a directory that is there already", hint="remove it, or give another name")
+    if not destination.parent.is_dir():
+        raise UsageError(f"{destination.parent} is no directory", hint="create it first")
 
 
 def glob_escaped(name: str) -> str:

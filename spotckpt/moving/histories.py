@@ -13,7 +13,7 @@ from spotckpt.snapshot.metrics import History
 
 Columns = dict[str, dict[str, dict[str, Any]]]
 """set → name → `step` (int64[n]), `epoch` (int64[n], -1 outside epochs), `value` (float64[n], or a list where not all
-values are numbers)."""
+values are numbers), and `given` (True) where the steps are the caller's own."""
 _KINDS: dict[str, Any] = {"step": np.int64, "epoch": np.int64, "value": np.float64}
 
 
@@ -21,10 +21,11 @@ def columns_of(history: Mapping[str, Mapping[str, Any]]) -> Columns:
     """Copies of all of a history."""
 
     def of(series: Any) -> dict[str, Any]:
+        given = {"given": True} if series.given else {}
         if series.is_scalar:
-            return {field: np.array(one) for field, one in zip(_KINDS, series.columns(), strict=True)}
+            return {field: np.array(one) for field, one in zip(_KINDS, series.columns(), strict=True)} | given
         steps, epochs = (np.array(one, np.int64) for one in (series.steps, series.epochs))
-        return {"step": steps, "epoch": epochs, "value": list(series)}
+        return {"step": steps, "epoch": epochs, "value": list(series), **given}
 
     return {set_: {name: of(series) for name, series in names.items()} for set_, names in history.items()}
 
@@ -44,7 +45,7 @@ def checked(sets: Any, where: object) -> Columns:
         lengths = {len(one) for one in found.values()}
         if len(lengths) > 1 or (found["step"] < 0).any() or (found["epoch"] < -1).any():
             raise UsageError(f"{where}: {path} has columns that do not fit, or steps below 0", hint="take it out")
-        return found
+        return found | ({"given": True} if columns.get("given") is True else {})
 
     if not isinstance(sets, Mapping):
         raise Corrupt(f"{where}: its history is none", hint="take it out")
@@ -71,7 +72,7 @@ def history_of(columns: Columns) -> History:
         for name, one in names.items():
             rows = (_listed(one[field]) for field in _KINDS)
             for step, epoch, value in zip(*rows, strict=True):
-                found.log(set_, {name: value}, step, epoch)
+                found.log(set_, {name: value}, step, epoch, given=one.get("given", False))
     return found
 
 

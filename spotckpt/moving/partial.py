@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from spotckpt.errors import Corrupt, UsageError
-from spotckpt.moving.atomic import require_room, translated
+from spotckpt.moving.atomic import check, require_room, translated
 from spotckpt.snapshot.arrival import Arrived, Piece, Reader, Source, pieces_of
 from spotckpt.snapshot.pack import TensorSpec, layout
 from spotckpt.snapshot.part import Part
@@ -151,10 +151,9 @@ def partial(destination: Path, part: Part, rows: Sequence[int]) -> Iterator[Part
     """The partial file of a destination: made or taken up; removed when nothing was raised.
 
     Raises:
-        UsageError: another process fills it, or the directory is not there.
+        UsageError: another process fills it, or nothing can be made there.
     """
-    if not destination.parent.is_dir():
-        raise UsageError(f"{destination.parent} is no directory", hint="create it first")
+    check(destination)
     directory = destination.parent / f".{destination.name}.spotckpt-part"
     with translated(destination):
         directory.mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from spotckpt.deadline import Clock, Deadline
-from spotckpt.errors import OutcomeUnknown, StoreError, Unavailable
+from spotckpt.errors import Denied, NotFound, OutcomeUnknown, StoreError, Unavailable
 from spotckpt.store.base import MIB, Buffer, Progress, Reading, pieces, request_bytes, size_of
 from spotckpt.store.body import Body
 from spotckpt.store.client import Call, Client
@@ -84,14 +84,14 @@ class Upload:
         return self._create(), {}
 
     def _listed(self, upload_id: str) -> dict[int, dict[str, Any]]:
-        """What the store says of each part; nothing where it may not be asked."""
+        """What the store says of each part; nothing where it may not be asked, or the upload is gone."""
         call, found, marker = replace(self.call, mutates=False), {}, 0
         while True:
             try:
                 page = self.client.request(
                     "list_parts", call, UploadId=upload_id, PartNumberMarker=marker, **self.place
                 )
-            except StoreError:
+            except (Denied, NotFound):
                 return {}
             found.update({part["PartNumber"]: part for part in page.get("Parts", [])})
             following = int(page.get("NextPartNumberMarker") or 0)

@@ -40,6 +40,7 @@ def history() -> Columns:
     for step in range(5):
         found.log("train", {"loss": 1 / (step + 1)}, step=step, epoch=step // 2)
     found.log("valid", {"top1": math.nan}, step=4, epoch=1)
+    found.log("valid", {"own": 2.5}, step=12, given=True)
     found.log("valid", {"confusion": np.array([[5, 1], [0, 4]])}, step=4, epoch=1)
     return columns_of(found)
 

@@ -43,6 +43,7 @@ def test_there_and_back(name, s3_env, tmp_path):
     assert (found.epoch, found.arguments, found.environment) == (1, {"lr": 0.1}, {"torch": "2"})
     assert found.latest["train/loss"] == 0.2 and found.best["train/loss:min"].step == 4
     history = read_history(store, found)
+    assert history["valid"]["own"].given and not history["train"]["loss"].given
     assert np.isnan(history["valid"]["top1"][0]) and history["valid"]["confusion"][0].tolist() == [[5, 1], [0, 4]]
     assert read_catalog(store).heartbeats[ATTEMPT].released
     loaded = spotckpt.load(again)
