@@ -1,4 +1,4 @@
-"""pytorchcheckpoint's interface (https://pypi.org/project/pytorchcheckpoint, 0.0.5), for programs that use it.
+"""pytorchcheckpoint's interface (release 0.0.5), for programs that use it.
 
     from spotckpt.adapters.pytorchcheckpoint import CheckpointHandler
 
