@@ -60,7 +60,7 @@ class History(Mapping[str, Mapping[str, Series]]):
     def _clear(self) -> None:
         self.rows = Rows()
         self._by_id: list[tuple[Series, bool]] = []
-        self.late = self._frozen = 0
+        self.late = self._frozen = self._marked = 0
         self.replaced = 0
 
     def __getitem__(self, name: str) -> Mapping[str, Series]:
@@ -76,6 +76,10 @@ class History(Mapping[str, Mapping[str, Series]]):
         """From here on the rows so far are not changed in place. Returns their number."""
         self._frozen = len(self.rows)
         return self._frozen
+
+    def mark(self) -> None:
+        """From here on rows are new, for `latest`; those so far are not changed in place."""
+        self._marked = self.freeze()
 
     # Logging
 
@@ -105,6 +109,7 @@ class History(Mapping[str, Mapping[str, Series]]):
                 or not -_INF < value < _INF
             ):
                 self._log(set, name, value, step=step, epoch=epoch, given=given)
+                names, rows = self._sets[set], self.rows  # others, if rows were thrown out
                 continue
             row = len(rows.values)
             try:  # as `Rows.append`, without a call
@@ -222,13 +227,13 @@ class History(Mapping[str, Mapping[str, Series]]):
         series = self._sets.get(set, {}).get(name)
         return series is None or series.improved(mode, patience, by)
 
-    def latest(self, *, since: int = 0) -> dict[str, float]:
+    def latest(self, *, new: bool = False) -> dict[str, float]:
         """The last value of each metric whose values are numbers, by `set/name`.
 
         Args:
-            since: only of those logged in this row of the log or later.
+            new: only of those logged since `mark`.
         """
-        return {one.path: one.value for one in self._numbers() if one.row >= since}
+        return {one.path: one.value for one in self._numbers() if not new or one.row >= self._marked}
 
     def bests(self) -> dict[str, Best]:
         """The best value of each metric, by `set/name:min` and `set/name:max`."""
@@ -283,7 +288,7 @@ class History(Mapping[str, Mapping[str, Series]]):
 
     def take(self, other: History) -> None:
         """Becomes the other one, which is not used any more."""
-        names = ("rows", "late", "replaced", "_frozen", "_by_id", "_sets", "_committed")
+        names = ("rows", "late", "replaced", "_frozen", "_marked", "_by_id", "_sets", "_committed")
         for name in names:
             setattr(self, name, getattr(other, name))
         for series, _ in self._by_id:
@@ -326,7 +331,9 @@ class History(Mapping[str, Mapping[str, Series]]):
         del columns
         finite = {one.path: one.was_finite for names in self._sets.values() for one in names.values()}
         if len(kept.values) < len(self.rows) * 3 // 4:
+            marked = int(numpy.count_nonzero(keep[: self._marked]))
             self.load(kept)
+            self._marked = marked
             for names in self._sets.values():
                 for series in names.values():
                     series.was_finite = finite[series.path]

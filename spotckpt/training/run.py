@@ -197,7 +197,7 @@ class Run:
             self._probe.logged(set, values)
         evaluation, weights = self._evaluation, self._weights
         if weights != evaluation.updates:
-            evaluation.weights_at(weights, self._history.freeze)
+            evaluation.weights_at(weights, self._history.mark)
         watched = evaluation.watched
         best = None if watched is None or watched.set != set else self._history.best(set, watched.name, watched.mode)
         if step is None:
@@ -308,7 +308,7 @@ class Run:
             epoch=self.epoch if self._position.has_epochs else -1,
             latest=self._history.latest(),
             best=self._history.bests(),
-            evaluated=self._history.latest(since=self._evaluation.since),
+            evaluated=self._history.latest(new=True),
             arguments=self._beginning.arguments,
             environment=self._beginning.environment,
         )
@@ -316,7 +316,7 @@ class Run:
     def _load(self, saved: Saved) -> None:
         self._step = saved.own["step"]
         self._history.take(saved.own["metrics"])
-        self._evaluation.since = len(self._history.rows)
+        self._history.mark()
         self.vars.restore(saved.own["vars"])
         position = saved.own["position"]
         self._position.load(position)
@@ -397,7 +397,7 @@ class Run:
     def _point(self, at: Literal["step", "epoch"] = "epoch") -> None:
         """A point between two optimizer steps."""
         self.vars.settle()
-        self._evaluation.weights_at(self._weights, self._history.freeze)
+        self._evaluation.weights_at(self._weights, self._history.mark)
         if self._probe is not None:
             self._probe.point(self, at)
         if self._finish_due:
@@ -424,7 +424,7 @@ class Run:
             self._probe.ended(self)
         if self._saver is not None and not self._saver.released:
             self._say_what_is_missing()
-            self._evaluation.weights_at(self._weights, self._history.freeze)
+            self._evaluation.weights_at(self._weights, self._history.mark)
             self._saver.finish()
 
     def _returned(self) -> None:

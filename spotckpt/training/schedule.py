@@ -38,18 +38,17 @@ class Schedule:
 
 
 class Evaluation:
-    """From which row on the metrics were measured with the weights at hand, and whether the watched one improved.
+    """Which metrics were measured with the weights at hand, and whether the watched one improved among them.
 
     Attributes:
         watched: the metric, if there is one.
         updates: what `weights_at` was told last.
-        since: the first row of the metric history that was logged with these weights.
         improved: the watched metric did, with these weights.
     """
 
     def __init__(self, keep_best: Metric | None) -> None:
         self.watched = keep_best
-        self.updates = self.since = 0
+        self.updates = 0
         self.improved = False
 
     def logged(self, value: float, best_before: float | None) -> None:
@@ -64,13 +63,14 @@ class Evaluation:
         else:
             self.improved = value < best_before
 
-    def weights_at(self, updates: int, freeze: Callable[[], int]) -> None:
+    def weights_at(self, updates: int, mark: Callable[[], None]) -> None:
         """Forgets everything when the number of optimizer steps has moved: those values belong to other weights.
 
         Args:
             updates: that number.
-            freeze: gives the number of rows of the history, which are not changed in place from then on.
+            mark: called then: what is logged from there on is of the weights at hand.
         """
         if updates != self.updates:
-            self.updates, self.since = updates, freeze()
+            self.updates = updates
             self.improved = False
+            mark()

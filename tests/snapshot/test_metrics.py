@@ -228,3 +228,37 @@ def test_a_point_takes_no_more_than_24_bytes() -> None:
     taken = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert taken / 200_000 <= 24
+
+
+def test_what_is_new_stays_so_when_rows_are_thrown_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_COMPACT_ROWS", 10)
+    history = History()
+    for value in range(9):  # each replaces the one before, which was staged
+        history.log("train", {"loss": float(value)}, 3)
+        history.freeze()
+    history.log("valid", {"old": 0.5}, 3)
+    history.mark()
+    history.log("valid", {"top1": 0.6}, 4)
+    rows = len(history.rows)
+    for value in range(9):
+        history.log("train", {"loss": float(value)}, 3)
+        history.freeze()
+    assert len(history.rows) < rows, "nothing was thrown out"
+    assert history.latest(new=True) == {"valid/top1": 0.6, "train/loss": 8.0}
+    assert history.latest().keys() == {"valid/top1", "train/loss", "valid/old"}
+
+
+def test_no_value_of_a_call_is_lost_when_rows_are_thrown_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_COMPACT_ROWS", 10)
+    history = History()
+    logged = 0
+    for step in range(60):
+        for value in range(3):
+            history.log("train", {"again": float(value)}, step)
+            history.freeze()
+            logged += 1
+        history.log("train", {"again": 3.0, "once": float(step)}, step)
+        history.freeze()
+        logged += 2
+        assert list(history["train"]["once"]) == [float(one) for one in range(step + 1)]
+    assert len(history.rows) < logged, "nothing was thrown out"

@@ -193,15 +193,16 @@ def test_only_an_improvement_on_unchanged_weights_asks_for_a_best_snapshot(
     mode: str, better: float, worse: float
 ) -> None:
     evaluation = Evaluation(Metric.parse(f"valid/top1:{mode}"))
-    evaluation.weights_at(1, lambda: 10)
+    marks: list[int] = []
+    evaluation.weights_at(1, lambda: marks.append(1))
     evaluation.logged(math.nan, None)
     assert not evaluation.improved
     evaluation.logged(0.5, None)
-    assert evaluation.improved and evaluation.since == 10
-    evaluation.weights_at(1, lambda: 11)
-    assert evaluation.improved and evaluation.since == 10
-    evaluation.weights_at(2, lambda: 12)
-    assert not evaluation.improved and evaluation.since == 12
+    assert evaluation.improved
+    evaluation.weights_at(1, lambda: marks.append(1))
+    assert evaluation.improved and marks == [1]
+    evaluation.weights_at(2, lambda: marks.append(2))
+    assert not evaluation.improved and marks == [1, 2]
     evaluation.logged(worse, 0.5)
     assert not evaluation.improved
     evaluation.logged(better, 0.5)
