@@ -143,6 +143,7 @@ class Client:
                     raise AgentError(f"the agent has gone before {op!r}", hint="see its log")
                 self._socket.sendall(line)
         except OSError as error:
+            self.lost = True  # whoever reads may not have noticed yet
             raise AgentError(f"the agent has gone at {op!r}: {error}", hint="see its log") from error
 
     def _read(self) -> None:

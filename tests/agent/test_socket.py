@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,27 @@ def test_an_idle_private_agent_ends_and_a_stale_socket_is_replaced(here: Machine
         status = client.call("status", timeout=10)
         assert status["agent"]["spool_dir"] == str(here.spool)
         assert status["runs"] == []
+
+
+def test_who_cannot_send_knows_at_once_that_the_agent_has_gone(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind(str(tmp_path / "agent.sock"))
+        listening.listen()
+
+        def serve() -> socket.socket:
+            """Answers hello, then takes nothing more; its end stays open, so that who reads notices nothing."""
+            accepted, _ = listening.accept()
+            accepted.recv(4096)
+            accepted.shutdown(socket.SHUT_RD)
+            accepted.sendall(b'{"reply": 1, "ok": true, "agent_pid": 1}\n')
+            return accepted
+
+        with ThreadPoolExecutor(1) as other:
+            serving = other.submit(serve)
+            with Client.connect(tmp_path / "agent.sock") as client, serving.result():
+                with pytest.raises(AgentError, match="has gone at 'status'"):
+                    client.call("status", timeout=20)
+                assert client.lost
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")

@@ -44,7 +44,7 @@ PLANTED = {
     "unseeded": ("unseeded generator", "numpy's global generator (np.random)", "at step 1"),
     "ema": ("untracked copy", "average", "average.0.weight after the resume"),
     "accumulator": ("local accumulator", "total", "total after the resume"),
-    "kernels": ("nondeterministic kernels", "table/weight", "the tensor table/weight at step 1"),
+    "kernels": ("nondeterministic kernels", "table/weight", "the tensor table/weight at step "),
     "data": ("data changed", "data.npy", "the batch at step"),
 }
 

@@ -22,7 +22,7 @@ from spotckpt.snapshot.metrics import History
 from spotckpt.store.open import open_store
 from tests.cli.command import in_process
 from tests.support.proxy import Proxy
-from tests.support.servers import S3Env
+from tests.support.servers import S3Env, wait_until
 from tests.training.machine import Machine, machine
 
 ROWS = 800
@@ -145,6 +145,7 @@ def test_a_metric_that_turns_nan_is_said_once_and_kept(
                 run.log("train", loss=1.0 if step < 3 else float("nan"))
                 run.save()
     store = open_store(uri)
+    wait_until(lambda: [one.step for one in sorted(read_catalog(store).snapshots)] == [3, 6], what="the pruning's end")
     last = manifests(uri)[-1]
     assert last.finished
     assert np.isnan(read_history(store, last)["train"]["loss"].columns()[2]).tolist() == [False] * 3 + [True] * 3
