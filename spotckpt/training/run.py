@@ -453,21 +453,23 @@ class Run:
             self._saver.close()
 
 
-def _count(loop: str, number: object) -> int:
+def _index(number: object) -> int:
+    """The integer, -1 for what is none."""
     try:
-        count = operator.index(number)  # type: ignore[arg-type]
+        return operator.index(number)  # type: ignore[arg-type]
     except TypeError:
-        count = -1
+        return -1
+
+
+def _count(loop: str, number: object) -> int:
+    count = _index(number)
     if count < 0:
         raise UsageError(f"run.{loop}({number!r:.60}): that is no number of {loop}", hint=f"as in run.{loop}(90)")
     return count
 
 
 def _step(step: object) -> int:
-    try:
-        found = operator.index(step)  # type: ignore[arg-type]
-    except TypeError:
-        found = -1
+    found = _index(step)
     if not 0 <= found < 1 << 63:
         raise UsageError(f"run.log(step={step!r:.60}): that is no step", hint="a step is an integer from 0")
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import urllib.parse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,10 @@ from spotckpt.store.open import open_store
 from tests.cli.command import in_process
 from tests.support.proxy import Proxy
 from tests.support.servers import S3Env, wait_until
-from tests.training.machine import Machine, machine
+from tests.training.machine import Machine
 
 ROWS = 800
 MIB = 1 << 20
-
-
-@pytest.fixture
-def here() -> Iterator[Machine]:
-    with machine() as found:
-        yield found
 
 
 def manifests(uri: str) -> list[Manifest]:
