@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["spotckpt.moving.push", "spotckpt.moving.files", "tests.moving.processes"])
+from tests.support.forkserver import PROCESSES
 
 
 def start(said: Path, *arguments: str) -> BaseProcess:
     """Runs `spotckpt`; what it prints goes to that file, its exit status is that of the process."""
-    process = _PROCESSES.Process(target=_run, args=(arguments, dict(os.environ), str(said)))
+    process = PROCESSES.Process(target=_run, args=(arguments, dict(os.environ), str(said)))
     process.start()
     return process
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -23,14 +22,11 @@ import fsspec
 from spotckpt.agent import locks
 from spotckpt.agent.client import Client
 from spotckpt.agent.paths import SOCKET_NAME
+from tests.support.forkserver import PROCESSES
 from tests.support.servers import wait_until
 from tests.training.forked import ROOT, SCRIPT, run_script
 
 PATIENCE_S = 60.0
-
-
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["tests.training.forked"])
 
 
 class Trainer:
@@ -45,7 +41,7 @@ class Trainer:
             with self._stderr.open("wb") as stderr:
                 self._process = subprocess.Popen([sys.executable, *argv], env=dict(environment), stderr=stderr)
         else:
-            self._process = _PROCESSES.Process(target=run_script, args=(argv, dict(environment), str(self._stderr)))
+            self._process = PROCESSES.Process(target=run_script, args=(argv, dict(environment), str(self._stderr)))
             self._process.start()
 
     @property
