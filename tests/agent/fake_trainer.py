@@ -29,6 +29,8 @@ from spotckpt.snapshot.pack import TensorSpec, layout
 from spotckpt.snapshot.staged import Staged
 
 FROZEN = 7
+CALL_S = 120
+"""More than anybody here waits for an answer."""
 _WRITING = threading.Lock()
 
 
@@ -58,11 +60,14 @@ class Trainer:
         self.client = self.connect()
 
     def connect(self) -> Client:
+        def on_event(event: dict[str, Any]) -> None:
+            tell(**event)
+
         if os.environ.get("FAKE_SPAWNS"):
             from spotckpt.agent.spawn import ensure_agent
 
-            return ensure_agent(on_event=lambda event: tell(**event))
-        return Client.connect(paths.socket_path(paths.runtime_dir()), on_event=lambda event: tell(**event))
+            return ensure_agent(on_event=on_event, timeout=CALL_S)
+        return Client.connect(paths.socket_path(paths.runtime_dir()), on_event=on_event, timeout=CALL_S)
 
     def obey(self, command: dict[str, Any]) -> None:
         tag = command["tag"]
@@ -81,25 +86,25 @@ class Trainer:
         if command["op"] in ("open", "attach"):
             own = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
             fields.setdefault("environment", own)
-        return self.client.call(command["op"], timeout=command.get("timeout", 60), **fields)
+        return self.client.call(command["op"], timeout=CALL_S, **fields)
 
     def do_stage(self, command: dict[str, Any]) -> dict[str, Any]:
         uri, step, numbers = command["uri"], command["step"], command.get("numbers", 1000) + command.get("frozen", 0)
         reply = self.client.call(
-            "slot", timeout=60, uri=uri, size_bytes=4 * numbers, step=step, wait_s=command.get("wait_s", 0)
+            "slot", timeout=CALL_S, uri=uri, size_bytes=4 * numbers, step=step, wait_s=command.get("wait_s", 0)
         )
         if reply.get("busy"):
             return reply
         self.do_fill({**command, "slot": reply})
         if command.get("nudge", True):
-            self.client.call("sealed", timeout=60, uri=uri, generation=reply["generation"])
+            self.client.call("sealed", timeout=CALL_S, uri=uri, generation=reply["generation"])
         return reply
 
     def do_many(self, command: dict[str, Any]) -> dict[str, Any]:
         """Stages one snapshot after the other, each when the one before is committed."""
         for step in range(command["step"], command["step"] + command["count"]):
-            self.do_stage({**command, "step": step, "wait_s": 10})
-            ended = self.client.call("drain", timeout=60, uri=command["uri"], deadline_s=50)
+            self.do_stage({**command, "step": step, "wait_s": 60})
+            ended = self.client.call("drain", timeout=CALL_S, uri=command["uri"], deadline_s=60)
             assert ended["acknowledged"], ended
         return {}
 

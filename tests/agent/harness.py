@@ -19,6 +19,11 @@ from tests.support.servers import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 STALE_S = 2.0
+"""For attempts whose machine is dead: one that lives may be held up for longer on a busy machine."""
+PATIENT_S = 6.0
+"""For those that must be seen to live."""
+WAIT_S = 60.0
+"""For all that must come; only what fails takes so long."""
 
 
 class Process:
@@ -40,12 +45,12 @@ class Process:
 
     def kill(self) -> None:
         self.popen.kill()
-        self.popen.wait(20)
+        self.popen.wait(WAIT_S)
 
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, timeout_s: float = 20.0) -> int:
+    def wait(self, timeout_s: float = WAIT_S) -> int:
         return self.popen.wait(timeout_s)
 
     @property
@@ -85,7 +90,7 @@ class Trainer(Process):
         self.popen.stdin.flush()
         return tag
 
-    def answer(self, tag: int, timeout_s: float = 30.0) -> dict[str, Any]:
+    def answer(self, tag: int, timeout_s: float = WAIT_S) -> dict[str, Any]:
         """All that came back for the tag: with `reply`, or with `error`."""
 
         def found() -> dict[str, Any] | None:
@@ -94,7 +99,7 @@ class Trainer(Process):
         line: dict[str, Any] = wait_until(found, timeout_s=timeout_s, what=f"answer {tag} of {self.log_text}")
         return line
 
-    def reply(self, tag: int, timeout_s: float = 30.0) -> dict[str, Any]:
+    def reply(self, tag: int, timeout_s: float = WAIT_S) -> dict[str, Any]:
         line = self.answer(tag, timeout_s)
         assert "reply" in line, line
         reply: dict[str, Any] = line["reply"]
@@ -108,7 +113,7 @@ class Trainer(Process):
         return self.settle(self.start_open(uri, **fields), uri)
 
     def start_open(self, uri: str, **fields: Any) -> int:
-        settings = {"stale_after_s": STALE_S, "call_timeout_s": 10.0}
+        settings = {"stale_after_s": STALE_S, "call_timeout_s": WAIT_S}
         return self.start("call", op="open", fields={"uri": uri, "selector": "", "settings": settings, **fields})
 
     def settle(self, tag: int, uri: str, *, snapshot: str | None = None) -> dict[str, Any]:
@@ -126,7 +131,7 @@ class Trainer(Process):
         def found() -> dict[str, Any] | None:
             return next((event for event in self.events(name) if matches(event)), None)
 
-        event: dict[str, Any] = wait_until(found, timeout_s=30, what=f"event {name} among {self.said}")
+        event: dict[str, Any] = wait_until(found, what=f"event {name} among {self.said}")
         return event
 
     def wait_committed(self, snapshot: str) -> None:
@@ -172,11 +177,11 @@ class Machine:
         return trainer
 
     def client(self) -> Client:
-        return Client.connect(self.runtime / "agent.sock")
+        return Client.connect(self.runtime / "agent.sock", timeout=WAIT_S)
 
     def status(self) -> dict[str, Any]:
         with self.client() as client:
-            return client.call("status", timeout=10)
+            return client.call("status", timeout=WAIT_S)
 
     def runs(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.status()["runs"]

@@ -63,7 +63,7 @@ def attempt(agent: Agent, uri: str, number: int, base: str | None) -> Run:
         boot_id=holder.boot_id,
         pid_namespace=holder.pid_namespace,
         stale_after_s=60.0,
-        call_timeout_s=10.0,
+        call_timeout_s=60.0,
     )
     run = agent.add_run(token, me, None, holder)
     if base is not None:

@@ -21,7 +21,7 @@ from tests.agent.harness import STALE_S, Machine, Trainer, machine
 from tests.support.checker import check
 from tests.support.servers import S3Env, wait_until
 
-IMPATIENT = {"stale_after_s": 600.0, "call_timeout_s": 10.0, "takeover": True}
+IMPATIENT = {"stale_after_s": 600.0, "call_timeout_s": 60.0, "takeover": True}
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_of_two_that_start_at_once_one_trains_and_the_other_waits_visibly(
     wait_until(lambda: beats(store, 1) > seen + 8, what="heartbeats")
     assert not _answered(new, tag) and highest_attempt(store) == 1
     last = old.stage(s3_env.uri, 5)["snapshot"]
-    assert old.call("close", uri=s3_env.uri, deadline_s=20)["committed"] == last
+    assert old.call("close", uri=s3_env.uri, deadline_s=60)["committed"] == last
     assert new.settle(tag, s3_env.uri, snapshot=last)["highest"] == 1
     assert str(check(s3_env.uri, [last])) == last
 
@@ -81,10 +81,10 @@ def test_restarts_on_a_doomed_machine_claim_nothing_and_hold_nobody_up(
     trainer = here.trainer()
     trainer.open(s3_env.uri)
     with here.client() as client:
-        client.call("notify", timeout=10, action="terminate", in_s=100)
+        client.call("notify", timeout=60, action="terminate", in_s=100)
     trainer.wait_event("notice")
     last = trainer.stage(s3_env.uri, 5)["snapshot"]
-    assert trainer.call("close", uri=s3_env.uri, deadline_s=20)["committed"] == last
+    assert trainer.call("close", uri=s3_env.uri, deadline_s=60)["committed"] == last
     for _ in range(2):
         again = here.trainer()
         again.start_open(s3_env.uri)
@@ -99,9 +99,9 @@ def test_restarts_on_a_doomed_machine_claim_nothing_and_hold_nobody_up(
     assert successor.open(s3_env.uri, snapshot=last)["attempt"] == 2
     # a mistake after all: it waits for its turn like anybody else
     with here.client() as client:
-        client.call("notify", timeout=10, clear=True)
+        client.call("notify", timeout=60, clear=True)
     assert f"process {successor.hello['pid']}" in waiting(again, "waiting for attempt 2")
-    successor.call("close", uri=s3_env.uri, deadline_s=20)
+    successor.call("close", uri=s3_env.uri, deadline_s=60)
     assert again.reply(tag)["attempt"] == 3
 
 
@@ -132,7 +132,7 @@ def test_the_successor_of_a_dead_agent_finds_itself_superseded(
     trainer.kill()
     wait_until(lambda: here.tokens() == [], what="the end of attempt 1")
     assert [key for key in s3_env.keys("run/") if slot["snapshot"] in key] == []
-    assert successor.call("close", uri=s3_env.uri, deadline_s=20)["committed"] == good
+    assert successor.call("close", uri=s3_env.uri, deadline_s=60)["committed"] == good
     assert str(check(s3_env.uri, [good])) == good
 
 
@@ -141,7 +141,7 @@ def test_heartbeats_do_not_wait_behind_a_limited_upload(here: Machine, there: Ma
     here.agent()
     there.agent()
     trainer, other = here.trainer(), there.trainer()
-    settings = {"stale_after_s": STALE_S, "call_timeout_s": 10.0, "upload_limit": 40_000.0}
+    settings = {"stale_after_s": STALE_S, "call_timeout_s": 60.0, "upload_limit": 40_000.0}
     trainer.open(s3_env.uri, settings=settings)
     trainer.stage(s3_env.uri, 1, numbers=500_000)
     wait_until(lambda: here.runs()[0]["uploading"], what="the upload")
@@ -158,7 +158,7 @@ def test_a_takeover_does_not_wait_and_the_old_attempt_is_fenced(
     here.agent()
     there.agent()
     old = here.trainer()
-    old.open(s3_env.uri, settings={"stale_after_s": 600.0, "call_timeout_s": 10.0})
+    old.open(s3_env.uri, settings={"stale_after_s": 600.0, "call_timeout_s": 60.0})
     first = old.stage(s3_env.uri, 1)["snapshot"]
     old.wait_committed(first)
     new = there.trainer()
@@ -168,8 +168,8 @@ def test_a_takeover_does_not_wait_and_the_old_attempt_is_fenced(
     late = old.stage(s3_env.uri, 900)["snapshot"]
     old.wait_event("superseded")
     good = new.stage(s3_env.uri, 2)["snapshot"]
-    assert new.call("close", uri=s3_env.uri, deadline_s=20)["committed"] == good
-    assert old.call("close", uri=s3_env.uri, deadline_s=20)["failure"]["error"] == "Superseded"
+    assert new.call("close", uri=s3_env.uri, deadline_s=60)["committed"] == good
+    assert old.call("close", uri=s3_env.uri, deadline_s=60)["failure"]["error"] == "Superseded"
     assert [key for key in s3_env.keys("run/snapshots") if late in key] == []
     assert str(check(s3_env.uri, [first, good])) == good
 

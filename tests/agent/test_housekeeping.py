@@ -25,13 +25,13 @@ _DENIED = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
 
 
 def settings(keep: str) -> dict[str, Any]:
-    return {"stale_after_s": STALE_S, "call_timeout_s": 10.0, "keep": keep}
+    return {"stale_after_s": STALE_S, "call_timeout_s": 60.0, "keep": keep}
 
 
 def stage(trainer: Trainer, uri: str, steps: range) -> list[str]:
     ids = []
     for step in steps:
-        ids.append(trainer.stage(uri, step, wait_s=10)["snapshot"])
+        ids.append(trainer.stage(uri, step, wait_s=60)["snapshot"])
         trainer.wait_committed(ids[-1])
     return ids
 
@@ -48,7 +48,7 @@ def test_what_no_rule_keeps_goes_after_the_commits(here: Machine, uri: str, root
     pin(open_store(uri), "mine", SnapshotId.parse(first[1]))
     ids = first + stage(trainer, uri, range(3, 8))
     wait_until(lambda: steps(uri) == [1, 2, 4, 6, 7], what="the pruning")
-    assert trainer.call("close", uri=uri, deadline_s=20)["acknowledged"]
+    assert trainer.call("close", uri=uri, deadline_s=60)["acknowledged"]
     assert str(check(uri, ids)) == ids[-1]
     wait_until(lambda: leftovers(uri) == [], what="the end of the pruning")
     assert trainer.events("warning") == []
@@ -65,7 +65,7 @@ def test_it_ends_as_it_is_asked_to(here: Machine, s3_env: S3Env) -> None:
     trainer.reply(trainer.start("connect"))
     trainer.call("attach", uri=s3_env.uri, attempt=1)
     ids += stage(trainer, s3_env.uri, range(3, 5))
-    assert trainer.call("close", uri=s3_env.uri, deadline_s=20)["acknowledged"]
+    assert trainer.call("close", uri=s3_env.uri, deadline_s=60)["acknowledged"]
     wait_until(lambda: steps(s3_env.uri) == [4] and not leftovers(s3_env.uri), what="the last pruning")
     assert str(check(s3_env.uri, ids)) == ids[-1]
 
@@ -87,7 +87,7 @@ def test_where_deleting_is_denied_it_is_said_once_and_nothing_is_recorded(
         warning = trainer.wait_event("warning")
         assert "old snapshots stay" in warning["message"] and "s3:DeleteObject" in warning["message"]
         ids = stage(trainer, s3_env.uri, range(4, 6))
-        assert trainer.call("close", uri=s3_env.uri, deadline_s=20)["acknowledged"]
+        assert trainer.call("close", uri=s3_env.uri, deadline_s=60)["acknowledged"]
         assert len(trainer.events("warning")) == 1
         assert len([seen for seen in proxy.seen if seen.method == "POST" and "delete" in seen.path]) == 1
     assert steps(s3_env.uri) == [1, 2, 3, 4, 5]
@@ -113,7 +113,7 @@ def test_without_the_setting_nothing_is_deleted(here: Machine, uri: str, root: P
     trainer = here.trainer()
     trainer.open(uri)
     stage(trainer, uri, range(1, 5))
-    assert trainer.call("close", uri=uri, deadline_s=20)["acknowledged"]
+    assert trainer.call("close", uri=uri, deadline_s=60)["acknowledged"]
     assert steps(uri) == [1, 2, 3, 4]
     assert not (root / "pruned").exists()
 

@@ -29,7 +29,7 @@ def agent(tmp_path: Path, clock: Turned) -> Agent:
 
 def sealed(run: Run, step: int, *, reason: str = "manual") -> str:
     """Stages a snapshot without tensors, and waits until it is committed."""
-    granted = run.lend(4096, step=step, wait_s=5.0)
+    granted = run.lend(4096, step=step, wait_s=60)
     assert granted is not None and granted.grant is not None
     slot = Slot(granted.path, granted.data_path, granted.grant.generation, granted.grant.id, granted.grant.size_bytes)
     Mappings().open(slot)[:8] = b"\0" * 8

@@ -34,9 +34,9 @@ def test_a_new_agent_adopts_the_claim_and_what_was_staged_meanwhile(here: Machin
     assert trainer.call("attach", uri=uri, attempt=1)["attempt"] == 1
     assert wait_until(lambda: heartbeat(root, 1)["last_committed"] == slot["snapshot"])
     assert heartbeat(root, 1)["holder"]["agent_pid"] == again.pid
-    third = trainer.stage(uri, 3, wait_s=10)["snapshot"]
+    third = trainer.stage(uri, 3, wait_s=60)["snapshot"]
     trainer.wait_committed(third)
-    assert trainer.call("close", uri=uri, deadline_s=20)["committed"] == third
+    assert trainer.call("close", uri=uri, deadline_s=60)["committed"] == third
     assert not (root / "attempts/0002.json").exists()
     assert str(check(uri, [first, slot["snapshot"], third])) == third
 
@@ -54,7 +54,7 @@ def test_an_agent_killed_in_mid_upload_is_followed_by_one_that_commits_it(here: 
         here.agent(**s3_env.environment)
         trainer.reply(trainer.start("connect"))
         trainer.call("attach", uri=s3_env.uri, attempt=1)
-        reply = trainer.call("close", uri=s3_env.uri, deadline_s=30)
+        reply = trainer.call("close", uri=s3_env.uri, deadline_s=60)
         assert (reply["committed"], reply["acknowledged"]) == (staged, True)
         assert str(check(s3_env.uri, [staged])) == staged
 
@@ -100,7 +100,7 @@ def test_closing_with_an_upload_pending_is_bounded_and_the_agent_goes_on(here: M
         trainer.popen.stdin.close()
         assert trainer.wait() == 0
         proxy.bytes_per_s = None
-        wait_until(lambda: here.runs() == [], timeout_s=60, what="the release")
+        wait_until(lambda: here.runs() == [], what="the release")
     assert str(check(s3_env.uri, [staged])) == staged
 
 
@@ -130,12 +130,12 @@ def test_a_frozen_attempt_that_was_overtaken_reports_it_and_commits_nothing_that
             process.send(signal.SIGCONT)
         event = zombie.wait_event("superseded")
         assert event["uri"] == s3_env.uri
-        reply = zombie.call("close", uri=s3_env.uri, deadline_s=20)
+        reply = zombie.call("close", uri=s3_env.uri, deadline_s=60)
         assert (reply["acknowledged"], reply["failure"]["error"]) == (False, "Superseded")
         assert zombie.events("committed") == []
         refused = zombie.answer(zombie.start("stage", uri=s3_env.uri, step=901))
         assert "error" in refused
-        assert successor.call("close", uri=s3_env.uri, deadline_s=20)["committed"] == good
+        assert successor.call("close", uri=s3_env.uri, deadline_s=60)["committed"] == good
         assert str(check(s3_env.uri, [good])) == good
 
 
@@ -165,7 +165,7 @@ def test_what_both_left_is_dropped_if_the_run_went_on_elsewhere(here: Machine, t
         here.agent()
         wait_until(lambda: here.tokens() == [], what="the drop")
         other.stage(uri, 1)
-        assert other.call("close", uri=uri, deadline_s=20)["acknowledged"]
+        assert other.call("close", uri=uri, deadline_s=60)["acknowledged"]
     assert not list(Path(uri.removeprefix("file://")).glob(f"snapshots/{slot_id}*"))
     assert not list(Path(uri.removeprefix("file://")).glob(f"packs/{slot_id}/*"))
 

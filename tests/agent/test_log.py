@@ -88,7 +88,7 @@ def test_the_agents_own_log_tells_of_a_run(log_format, here: Machine, uri):
     trainer.open(uri)
     snapshot = trainer.stage(uri, 5)["snapshot"]
     trainer.wait_committed(snapshot)
-    trainer.reply(trainer.start("call", op="close", fields={"uri": uri, "deadline_s": 20}))
+    trainer.reply(trainer.start("call", op="close", fields={"uri": uri, "deadline_s": 60}))
     lines = [read(line) for line in agent.log_text.splitlines()]
     assert all({"time", "level", "message"} <= line.keys() for line in lines)
     [committed] = [line for line in lines if "is committed" in line["message"]]

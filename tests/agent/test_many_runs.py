@@ -36,12 +36,12 @@ def test_runs_that_upload_at_once_share_the_limit(here: Machine, s3_env: S3Env) 
         for uri, count in zip((many, single), numbers, strict=True):
             trainer = here.trainer(**s3_env.behind(proxy.url).environment)
             trainer.open(uri)
-            slot = trainer.call("slot", uri=uri, size_bytes=4 * count, step=1, wait_s=20)
+            slot = trainer.call("slot", uri=uri, size_bytes=4 * count, step=1, wait_s=60)
             trainer.reply(trainer.start("fill", slot=slot, step=1, numbers=count))
             trainer.call("sealed", uri=uri, generation=slot["generation"])
         wait_until(lambda: sent(proxy, many) and sent(proxy, single), what="both uploads")
         before = [sent(proxy, uri) for uri in (many, single)]
-        wait_until(lambda: sent(proxy, single) >= 0.9 * 4 * numbers[1], timeout_s=30, what="the shorter upload")
+        wait_until(lambda: sent(proxy, single) >= 0.9 * 4 * numbers[1], what="the shorter upload")
         shares = [sent(proxy, uri) - was for uri, was in zip((many, single), before, strict=True)]
         assert 0.5 < shares[0] / shares[1] < 2.0, shares
 
@@ -53,7 +53,7 @@ def test_the_quota_of_the_spool_leaves_each_run_a_slot(here: Machine, s3_env: S3
         trainers = {uri: here.trainer(**s3_env.behind(proxy.url).environment) for uri in (ended, *rest)}
         trainers[ended].open(ended)
         trainers[ended].stage(ended, 1)
-        trainers[ended].call("close", uri=ended, deadline_s=20)  # its slot stays, for its next attempt
+        trainers[ended].call("close", uri=ended, deadline_s=60)  # its slot stays, for its next attempt
         proxy.on("PUT", "/packs/", stall(), times=10)
         first, second, third, fourth = rest
         for uri in rest:
@@ -113,7 +113,7 @@ def test_a_trainer_that_is_stuck_holds_up_no_other(here: Machine, s3_env: S3Env)
         trainer.open(uri)
         stuck.stop_reading()
         with here.client() as client:
-            client.call("notify", timeout=10, action="terminate", in_s=60)
+            client.call("notify", timeout=60, action="terminate", in_s=60)
         trainer.wait_event("notice")
         assert not stuck.is_hung_up_on, "the other one was told only after the stuck one had been given up"
         staged = trainer.stage(uri, 1)["snapshot"]

@@ -33,7 +33,7 @@ def test_each_notice_reaches_the_trainer_once_and_the_last_snapshot_is_committed
         wait_until(lambda: imds.count("GET", SPOT_PATH) > polls + 5)  # repeated, both together
         assert len(trainer.events("notice")) == 2
         last = trainer.stage(uri, 9)["snapshot"]
-        assert trainer.call("close", uri=uri, deadline_s=20)["committed"] == last
+        assert trainer.call("close", uri=uri, deadline_s=60)["committed"] == last
         assert str(check(uri, [last])) == last
 
 
@@ -53,15 +53,15 @@ def test_on_a_doomed_machine_a_start_waits_without_claiming(here: Machine, uri: 
         assert trainer.reply(tag)["attempt"] == 1
         # the same for a notice given by hand, which outlives the agent
         with here.client() as client:
-            client.call("notify", timeout=10, action="stop", in_s=30)
+            client.call("notify", timeout=60, action="stop", in_s=30)
         agent.kill()
         here.agent(f"--metadata-endpoint={imds.endpoint}")
         with here.client() as client:
-            assert [notice["kind"] for notice in client.call("status", timeout=10)["notices"]] == ["manual"]
-            client.call("notify", timeout=10, clear=True)
-            assert client.call("status", timeout=10)["notices"] == []
+            assert [notice["kind"] for notice in client.call("status", timeout=60)["notices"]] == ["manual"]
+            client.call("notify", timeout=60, clear=True)
+            assert client.call("status", timeout=60)["notices"] == []
             with pytest.raises(UsageError, match="evaporate"):
-                client.call("notify", timeout=10, action="evaporate")
+                client.call("notify", timeout=60, action="evaporate")
 
 
 def test_a_trainer_that_gives_up_waiting_claims_nothing(here: Machine, uri: str, root: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_trainer_that_gives_up_waiting_claims_nothing(here: Machine, uri: str,
     second.start_open(uri)
     assert f"process {first.hello['pid']}" in second.wait_event("waiting")["message"]
     second.kill()
-    first.call("close", uri=uri, deadline_s=20)
+    first.call("close", uri=uri, deadline_s=60)
     third = here.trainer()
     assert third.open(uri)["attempt"] == 2
     assert sorted(path.name for path in root.glob("attempts/*") if path.name.count(".") == 1) == [
@@ -125,7 +125,7 @@ def test_an_agent_that_is_told_to_end_lets_trainers_finish_first(here: Machine, 
     assert (event["kind"], event["action"]) == ("signal", "terminate")
     assert 50 <= event["seconds_left"] <= 60
     last = trainer.stage(uri, 4)["snapshot"]
-    assert trainer.call("close", uri=uri, deadline_s=20)["committed"] == last
+    assert trainer.call("close", uri=uri, deadline_s=60)["committed"] == last
     assert agent.wait() == 0
     assert heartbeat(root, 1)["released"] is True
     assert not (here.runtime / "agent.sock").exists()

@@ -34,7 +34,7 @@ def test_an_upload_begun_for_want_of_a_boundary_gives_way_and_leaves_nothing(her
         last = trainer.wait_event("plan", lambda event: event["plan"] in ("last", "stop"))
         assert last["plan"] == "last" and last["seconds_left"] < 25
         trainer.stage(s3_env.uri, 4, numbers=NUMBERS, reason="notice")
-        committed = trainer.call("close", uri=s3_env.uri, deadline_s=20)["committed"]
+        committed = trainer.call("close", uri=s3_env.uri, deadline_s=60)["committed"]
     assert committed.split("-")[2] == "s00000004"
     assert str(check(s3_env.uri, [committed])) == committed
     assert not s3_env.uploads()

@@ -25,11 +25,11 @@ def test_what_is_sealed_is_committed_and_the_run_is_released(here: Machine, uri:
     assert trainer.open(uri)["attempt"] == 1
     ids = []
     for step in (1, 2, 3):
-        ids.append(trainer.stage(uri, step, wait_s=10)["snapshot"])
+        ids.append(trainer.stage(uri, step, wait_s=60)["snapshot"])
         trainer.wait_committed(ids[-1])
         assert wait_until(lambda: heartbeat(root, 1)["last_committed"] == ids[-1])
-    assert trainer.call("drain", uri=uri, deadline_s=20)["committed"] == ids[-1]
-    reply = trainer.call("close", uri=uri, deadline_s=20)
+    assert trainer.call("drain", uri=uri, deadline_s=60)["committed"] == ids[-1]
+    reply = trainer.call("close", uri=uri, deadline_s=60)
     assert (reply["committed"], reply["acknowledged"]) == (ids[-1], True)
     assert heartbeat(root, 1)["released"] is True
     assert heartbeat(root, 1)["last_committed"] == ids[-1]
@@ -58,7 +58,7 @@ def test_a_refused_upload_is_told_tried_again_and_disturbs_no_other_run(here: Ma
             assert drained["failure"]["error"] == "Denied"
         unlucky.wait_committed(first)
         assert len(unlucky.events("error")) == 1, "the same error was told again"
-        assert unlucky.call("close", uri=s3_env.uri, deadline_s=20)["acknowledged"]
+        assert unlucky.call("close", uri=s3_env.uri, deadline_s=60)["acknowledged"]
 
 
 def test_a_store_that_refuses_the_trainer_is_its_error_and_nothing_is_kept(here: Machine, s3_env: S3Env) -> None:
@@ -96,7 +96,7 @@ def test_slots_are_busy_wait_and_come_back(here: Machine, s3_env: S3Env) -> None
         trainer.stage(s3_env.uri, 4)
         busy = trainer.call("slot", uri=s3_env.uri, size_bytes=4000, step=5)
         assert (busy["busy"], busy["wait"]) == (True, False)
-        waited = trainer.call("slot", uri=s3_env.uri, size_bytes=4000, step=5, wait_s=30)
+        waited = trainer.call("slot", uri=s3_env.uri, size_bytes=4000, step=5, wait_s=60)
         assert "generation" in waited
         proxy.bytes_per_s = None
 
@@ -207,10 +207,10 @@ def test_with_room_for_one_a_snapshot_waits_for_the_upload_before(here: Machine,
         trainer = here.trainer()
         trainer.open(uri, settings={"stale_after_s": STALE_S, "upload_every_s": 3600.0})
         trainer.wait_committed(trainer.stage(uri, 1)["snapshot"])
-        second = trainer.stage(uri, 2, wait_s=10)["snapshot"]  # the slot is freed after the first is told
+        second = trainer.stage(uri, 2, wait_s=60)["snapshot"]  # the slot is freed after the first is told
         busy = trainer.call("slot", uri=uri, size_bytes=4000, step=3)
         assert busy["wait"]
-        waited = trainer.call("slot", uri=uri, size_bytes=4000, step=3, wait_s=30)
+        waited = trainer.call("slot", uri=uri, size_bytes=4000, step=3, wait_s=60)
         assert "generation" in waited
         assert trainer.events("committed")[-1]["id"] == second
         (told,) = {event["message"] for event in trainer.events("warning")}
@@ -257,4 +257,4 @@ def test_an_agent_without_descriptors_goes_on_when_it_has_some_again(here: Machi
     resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, before)
     trainer.wait_committed(slot["snapshot"])
     trainer.wait_committed(trainer.stage(uri, 3)["snapshot"])
-    assert trainer.call("close", uri=uri, deadline_s=20)["acknowledged"]
+    assert trainer.call("close", uri=uri, deadline_s=60)["acknowledged"]

@@ -43,7 +43,7 @@ def dead_amid_the_second(here: Machine, s3_env: S3Env, proxy: Proxy, *, at: str)
     first = trainer.stage(s3_env.uri, 1, frozen=FROZEN)["snapshot"]
     trainer.wait_committed(first)
     proxy.on("PUT", at, then(drop_reply(), agent.kill))
-    second = trainer.stage(s3_env.uri, 2, frozen=FROZEN, wait_s=10)["snapshot"]
+    second = trainer.stage(s3_env.uri, 2, frozen=FROZEN, wait_s=60)["snapshot"]
     wait_until(lambda: agent.popen.poll() is not None, what="the agent's death")
     return agent, trainer, first, second
 
@@ -57,9 +57,9 @@ def test_frozen_bytes_are_uploaded_once_also_by_a_new_agent(here: Machine, s3_en
         if step == 4:
             agent.kill()
             agent = go_on(here, trainer, s3_env)
-        ids.append(trainer.stage(s3_env.uri, step, frozen=FROZEN, wait_s=10)["snapshot"])
+        ids.append(trainer.stage(s3_env.uri, step, frozen=FROZEN, wait_s=60)["snapshot"])
         trainer.wait_committed(ids[-1])
-    assert trainer.call("close", uri=s3_env.uri, deadline_s=20)["acknowledged"]
+    assert trainer.call("close", uri=s3_env.uri, deadline_s=60)["acknowledged"]
     found = sizes(s3_env)
     assert sorted(found) == ids
     assert found[ids[0]] > 4 * FROZEN
@@ -76,7 +76,7 @@ def test_a_manifest_that_landed_unheard_is_put_again_and_its_bytes_stay(here: Ma
         lose_the_part(s3_env, first)
         before = [etag(s3_env, second, name) for name in ("safetensors", "json")]
         go_on(here, trainer, s3_env)
-        reply = trainer.call("close", uri=s3_env.uri, deadline_s=30)
+        reply = trainer.call("close", uri=s3_env.uri, deadline_s=60)
         assert (reply["committed"], reply["acknowledged"]) == (second, True)
         assert [etag(s3_env, second, name) for name in ("safetensors", "json")] == before
         assert str(check(s3_env.uri, [second], damaged=[first])) == second
@@ -90,7 +90,7 @@ def test_a_parent_that_the_new_agent_cannot_read_costs_bytes_only(here: Machine,
         assert sizes(s3_env)[second] < 4 * NUMBERS + 500
         lose_the_part(s3_env, first)
         go_on(here, trainer, s3_env)
-        reply = trainer.call("close", uri=s3_env.uri, deadline_s=30)
+        reply = trainer.call("close", uri=s3_env.uri, deadline_s=60)
         assert (reply["committed"], reply["acknowledged"]) == (second, True)
         assert sizes(s3_env)[second] > 4 * FROZEN
         assert "all of the next snapshot is uploaded" in agent.log_text
@@ -105,8 +105,8 @@ def test_a_pack_of_the_parent_that_is_gone_is_uploaded_again(here: Machine, s3_e
     first = trainer.stage(s3_env.uri, 1, frozen=FROZEN)["snapshot"]
     trainer.wait_committed(first)
     s3_env.client.delete_object(Bucket=s3_env.bucket, Key=f"run/packs/{first}/rank-00000.safetensors")
-    second = trainer.stage(s3_env.uri, 2, frozen=FROZEN, wait_s=10)["snapshot"]
+    second = trainer.stage(s3_env.uri, 2, frozen=FROZEN, wait_s=60)["snapshot"]
     trainer.wait_committed(second)
-    assert trainer.call("close", uri=s3_env.uri, deadline_s=20)["acknowledged"]
+    assert trainer.call("close", uri=s3_env.uri, deadline_s=60)["acknowledged"]
     assert f"packs/{first}/rank-00000.safetensors is not there any more" in agent.log_text
     assert str(check(s3_env.uri, [second], damaged=[first])) == second

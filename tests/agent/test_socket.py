@@ -60,7 +60,7 @@ def test_an_idle_private_agent_ends_and_a_stale_socket_is_replaced(here: Machine
         here.client()
     here.agent()
     with here.client() as client:
-        status = client.call("status", timeout=10)
+        status = client.call("status", timeout=60)
         assert status["agent"]["spool_dir"] == str(here.spool)
         assert status["runs"] == []
 
@@ -82,7 +82,7 @@ def test_who_cannot_send_knows_at_once_that_the_agent_has_gone(tmp_path: Path) -
             serving = other.submit(serve)
             with Client.connect(tmp_path / "agent.sock") as client, serving.result():
                 with pytest.raises(AgentError, match="has gone at 'status'"):
-                    client.call("status", timeout=20)
+                    client.call("status", timeout=60)
                 assert client.lost
 
 
@@ -160,9 +160,9 @@ def test_what_is_no_message_gets_an_error_and_ends_nothing(here: Machine) -> Non
             ("notify", {"action": "stop", "in_s": "soon"}),
         ):
             with pytest.raises(SpotckptError) as raised:
-                client.call(op, timeout=20, **fields)
+                client.call(op, timeout=60, **fields)
             assert "fault in the agent" not in str(raised.value)
-        assert client.call("status", timeout=10)["runs"] == []
+        assert client.call("status", timeout=60)["runs"] == []
 
 
 def test_errors_keep_their_class_over_the_socket() -> None:

@@ -206,7 +206,7 @@ def test_without_memory_the_disk_is_used(run: RunSpool, tmp_path: Path) -> None:
 
 def test_without_any_room_the_error_says_how_much_is_missing(run: RunSpool) -> None:
     with pytest.raises(SpoolError, match=r"no room to stage 1125899906842624 bytes: \d{12,} bytes are missing"):
-        _lend(run, size=1 << 50, wait_s=10)
+        _lend(run, size=1 << 50, wait_s=60)
     assert list(run.path.glob("slot-*")) == []
     small = _lend(run)
     assert small is not None

@@ -125,7 +125,7 @@ def test_nothing_is_started_again_under_a_notice_and_the_status_is_75(here: Mach
     trainer.open(uri)
     staged = trainer.stage(uri, 1)["snapshot"]
     with here.client() as client:
-        client.call("notify", timeout=10, action="stop", in_s=60)
+        client.call("notify", timeout=60, action="stop", in_s=60)
     trainer.wait_event("notice")
     os.kill(trainer.hello["pid"], signal.SIGKILL)
     assert trainer.wait() == 75
@@ -137,7 +137,7 @@ def test_a_notice_given_during_the_pause_is_heard_too(here: Machine) -> None:
     supervisor = start(here, "--restarts=5", command=["false"])
     wait_until(lambda: "looking after it again in 1 s" in supervisor.log_text)
     with here.client() as client:
-        client.call("notify", timeout=10, action="terminate")
+        client.call("notify", timeout=60, action="terminate")
     assert supervisor.wait() == 75
     assert "starting it again" not in supervisor.log_text
 
@@ -194,7 +194,7 @@ def test_an_agent_that_is_killed_is_replaced_and_goes_on(here: Machine, uri: str
     wait_until(lambda: " serves " in trainer.log_text.rpartition("another one is started")[2])
     assert trainer.reply(trainer.start("connect"))["agent_pid"] != before.pid
     trainer.call("attach", uri=uri, attempt=1)
-    second = trainer.stage(uri, 2, wait_s=10)["snapshot"]
+    second = trainer.stage(uri, 2, wait_s=60)["snapshot"]
     os.kill(trainer.hello["pid"], signal.SIGKILL)
     assert trainer.wait() == 137
     assert str(check(uri, [first, second])) == second

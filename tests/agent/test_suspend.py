@@ -54,7 +54,7 @@ def claim(s3_env: S3Env, number: int) -> None:
 
 
 def seal(run: Run, step: int) -> None:
-    granted = run.lend(4 * NUMBERS, step=step, wait_s=5.0)
+    granted = run.lend(4 * NUMBERS, step=step, wait_s=60)
     assert granted is not None and granted.grant is not None
     grant = granted.grant
     slot = Slot(granted.path, granted.data_path, grant.generation, grant.id, grant.size_bytes)
@@ -71,7 +71,7 @@ def wake(clock: Turned, proxy: Proxy) -> None:
 @pytest.mark.fault(55)
 def test_what_was_under_way_is_given_up_and_sent_again_if_nobody_came(run, s3_env, proxy, clock):
     wake(clock, proxy)
-    committed = wait_until(lambda: run.token.last_committed, timeout_s=40, what="the commit")
+    committed = wait_until(lambda: run.token.last_committed, what="the commit")
     assert len(proxy.wait_for("PUT", r"/packs/.*safetensors")) >= 2, "its deadline passed while the machine slept"
     assert str(check(s3_env.uri, [committed])) == committed
 
@@ -81,6 +81,6 @@ def test_what_was_under_way_is_given_up_and_sent_again_if_nobody_came(run, s3_en
 def test_it_is_fenced_if_another_attempt_began_meanwhile(run, s3_env, proxy, clock):
     claim(s3_env, 2)
     wake(clock, proxy)
-    wait_until(lambda: run.uploads.superseded, timeout_s=40, what="the news")
+    wait_until(lambda: run.uploads.superseded, what="the news")
     assert run.token.last_committed is None
     assert s3_env.keys("run/snapshots/") == []

@@ -127,7 +127,7 @@ def test_readiness_life_and_the_end_are_told(here, notify):
 def test_a_stop_takes_as_long_as_the_upload_advances(here, uri, root, notify):
     agent = started(here, notify, "--stop-grace=2")
     trainer = here.trainer()
-    trainer.open(uri, settings={"stale_after_s": 5.0, "call_timeout_s": 10.0, "upload_limit": 10e6})
+    trainer.open(uri, settings={"stale_after_s": 5.0, "call_timeout_s": 60.0, "upload_limit": 10e6})
     trainer.stage(uri, 1, numbers=10_000_000)  # four seconds
     wait_until(lambda: here.runs()[0]["uploading"], what="an upload")
     began = time.monotonic()
@@ -166,7 +166,7 @@ def as_trainer(here, monkeypatch):
 
 def test_where_a_service_has_the_agent_it_is_waited_for(here, as_trainer):
     with ThreadPoolExecutor(1) as other:
-        looking = other.submit(ensure_agent, timeout=20)
+        looking = other.submit(ensure_agent, timeout=60)
         wait_until(here.runtime.exists, what="the trainer looks for an agent")
         agent = here.agent()
         with looking.result() as client:

@@ -39,7 +39,7 @@ def reason_not_to() -> str:
     tried += "mount -t overlay overlay -o lowerdir=/,upperdir=u,workdir=w r"
     with tempfile.TemporaryDirectory() as place:
         command = ["unshare", "--fork", *NAMESPACES, "sh", "-c", tried, place]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return "" if found.returncode == 0 else f"namespaces or overlayfs are not allowed: {found.stderr.strip()}"
 
 
@@ -100,7 +100,7 @@ class Booted:
             assert self._process.poll() is None, self.console
             return self.systemctl("is-system-running", check=False) in ("running", "degraded", "starting")
 
-        wait_until(running, timeout_s=30, what="systemd")
+        wait_until(running, what="systemd")
 
     def run(self, *command: str, check: bool = True) -> str:
         """What a command says that root runs there."""

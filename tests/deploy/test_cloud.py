@@ -111,7 +111,7 @@ def test_the_group_is_let_go_on_after_the_commit_and_not_before(cloud, stack, im
         assert len(instances(cloud)) == 1
         # who waits until the notice has lapsed holds nobody up
         here.trainer(**env.environment).start_open(f"s3://{stack}/runs/other")
-        trainer.call("close", uri=uri, deadline_s=20)
+        trainer.call("close", uri=uri, deadline_s=60)
         wait_until(lambda: not instances(cloud), what=f"the group goes on: {agent.log_text}")
         assert env.keys("runs/resnet/snapshots/") == [f"runs/resnet/snapshots/{snapshot}.json"]
         assert "spotckpt-commit of group resnet lets i-" in agent.log_text
@@ -176,9 +176,9 @@ def test_the_policies_are_enough_and_no_more(guarded, tmp_path):
         trainer.open(uri)
         ids = []
         for numbers in (5_000_000, 1000):  # 20 MB go in parts
-            ids.append(trainer.stage(uri, 1, numbers=numbers, wait_s=10)["snapshot"])
+            ids.append(trainer.stage(uri, 1, numbers=numbers, wait_s=60)["snapshot"])
             trainer.wait_committed(ids[-1])
-        assert trainer.call("close", uri=uri, deadline_s=20)["acknowledged"]
+        assert trainer.call("close", uri=uri, deadline_s=60)["acknowledged"]
     older, claim = f"runs/resnet/snapshots/{ids[0]}.json", "runs/resnet/attempts/0001.json"
     trainers, pruners = s3("trainer"), s3("pruner")
     assert denied(trainers.put_object, Key="elsewhere/x", Body="")

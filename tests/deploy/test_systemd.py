@@ -63,19 +63,19 @@ def body_of(env: S3Env, key: str) -> dict[str, object]:
 
 def wait_for_another_commit(env: S3Env) -> None:
     before = commits(env)
-    wait_until(lambda: len(commits(env)) > len(before), timeout_s=30, what="another commit")
+    wait_until(lambda: len(commits(env)) > len(before), what="another commit")
 
 
 def wait_in_mid_upload(machine: Booted) -> None:
     status = r"1 run; s3://\S+: uploading a\S+, \d+ % of \d\.\d MB"
-    wait_until(lambda: re.fullmatch(status, machine.show(AGENT, "StatusText")), timeout_s=30, what="an upload")
+    wait_until(lambda: re.fullmatch(status, machine.show(AGENT, "StatusText")), what="an upload")
 
 
 def wait_restarted(machine: Booted, unit: str, times: int) -> None:
     def again() -> bool:
         return machine.show(unit, "NRestarts") == str(times) and machine.show(unit, "ActiveState") == "active"
 
-    wait_until(again, timeout_s=40, what=f"restart {times} of {unit}")
+    wait_until(again, what=f"restart {times} of {unit}")
 
 
 def status_is_there_for_root_and_the_user(machine: Booted, env: S3Env) -> None:
@@ -113,7 +113,7 @@ def notice_comes(machine: Booted, env: S3Env, imds: Imds) -> None:
     wait_until(lambda: "spot terminate" in log.read_text().rpartition("Interrupted")[2], what="the next life waits")
     assert num_attempts(env) == 1
     imds.clear()
-    wait_until(lambda: commits(env)[-1].startswith("a0002"), timeout_s=30, what="a commit of the second attempt")
+    wait_until(lambda: commits(env)[-1].startswith("a0002"), what="a commit of the second attempt")
 
 
 def power_goes_in_mid_upload(machine: Booted, env: S3Env, line: Proxy) -> None:
@@ -122,7 +122,7 @@ def power_goes_in_mid_upload(machine: Booted, env: S3Env, line: Proxy) -> None:
     wait_in_mid_upload(machine)
     machine.power_off()
     log = machine.shared / "agent.log"
-    wait_until(lambda: "SIGTERM: finishing" in log.read_text(), timeout_s=60, what="the agent's turn to stop")
+    wait_until(lambda: "SIGTERM: finishing" in log.read_text(), what="the agent's turn to stop")
     time.sleep(3 * STOP_S)
     assert "ends" not in log.read_text().rpartition("SIGTERM: finishing")[2]
     line.bytes_per_s = None
@@ -148,7 +148,7 @@ def test_a_training_survives_all_that_happens_to_a_machine_with_systemd(s3_env, 
     ):
         environment = s3_env.behind(line.url)
         with booted(tmp_path / "first", install=install, files=files(environment, imds, pace=0.1)) as machine:
-            wait_until(lambda: commits(s3_env), timeout_s=60, what="a first commit")
+            wait_until(lambda: commits(s3_env), what="a first commit")
             status_is_there_for_root_and_the_user(machine, s3_env)
             agent_is_killed_and_hangs(machine, s3_env)
             notice_comes(machine, s3_env, imds)
@@ -156,7 +156,7 @@ def test_a_training_survives_all_that_happens_to_a_machine_with_systemd(s3_env, 
         # the other machine has no room in memory: its slots are on the disk that both units see
         with booted(tmp_path / "second", install=install, files=files(environment, imds, pace=0), shm="1m") as machine:
             out = tmp_path / "second/out"
-            wait_until(out.exists, timeout_s=60, what="the training's end")
+            wait_until(out.exists, what="the training's end")
             wait_until(lambda: machine.show(TRAIN, "ActiveState") == "inactive", what="its last commit")
             assert machine.show(TRAIN, "Result") == "success"
             assert "are staged on disk" in (tmp_path / "second/train.log").read_text()

@@ -130,7 +130,7 @@ def test_the_readmes_commands_are_shell():
     blocks = re.findall(r"```bash\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
     assert len(blocks) >= 5
     for block in blocks:
-        found = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, timeout=20, check=False)
+        found = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, timeout=60, check=False)
         assert (found.returncode, found.stderr) == (0, ""), block
 
 

@@ -182,7 +182,7 @@ class Proxy:
         with self._lock:
             self._rules.clear()
 
-    def wait_for(self, method: str, path: str, *, count: int = 1, timeout_s: float = 20.0) -> list[Seen]:
+    def wait_for(self, method: str, path: str, *, count: int = 1, timeout_s: float = 60.0) -> list[Seen]:
         """Returns once that many such requests have come."""
 
         def found() -> list[Seen] | None:

@@ -36,7 +36,7 @@ def free_port() -> int:
         return port
 
 
-def wait_until(condition: Callable[[], Any], *, timeout_s: float = 20.0, what: str = "the condition") -> Any:
+def wait_until(condition: Callable[[], Any], *, timeout_s: float = 60.0, what: str = "the condition") -> Any:
     """Polls until the condition is true and returns its value."""
     end = time.monotonic() + timeout_s
     while not (value := condition()):
