@@ -24,6 +24,8 @@ PATIENT_S = 6.0
 """For those that must be seen to live."""
 WAIT_S = 60.0
 """For all that must come; only what fails takes so long."""
+HELD_BYTES_PER_S = 50_000.0
+"""A line on which an upload of megabytes is under way until the test makes it faster."""
 
 
 class Process:
@@ -187,6 +189,16 @@ class Machine:
         found: list[dict[str, Any]] = self.status()["runs"]
         return found
 
+    def wait_at_rest(self) -> None:
+        """Until its one run sends nothing, and no slot holds anything but its newest snapshot: then a slot is free."""
+
+        def at_rest() -> bool:
+            (run,) = self.runs()
+            states = [slot["state"] for slot in run["slots"]]
+            return run["uploading"] is None and "leased" not in states and states.count("sealed") <= 1
+
+        wait_until(at_rest, what="a free slot")
+
     def tokens(self) -> list[Path]:
         return sorted(self.spool.glob("*/token.json"))
 
@@ -202,6 +214,11 @@ def machine(path: Path, environment: Mapping[str, str] | None = None) -> Iterato
         yield made
     finally:
         made.end()
+
+
+def wait_committed(root: Path, attempt: int, snapshot: str) -> None:
+    """Until the attempt's heartbeat tells of that snapshot, after which its slot is freed."""
+    wait_until(lambda: heartbeat(root, attempt)["last_committed"] == snapshot, what=f"a heartbeat with {snapshot}")
 
 
 def heartbeat(root: Path, attempt: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spotckpt.snapshot.manifest import Manifest
-from tests.agent.harness import STALE_S, Machine, heartbeat
+from tests.agent.harness import HELD_BYTES_PER_S, STALE_S, Machine, heartbeat, wait_committed
 from tests.support.checker import check
 from tests.support.mounts import tmpfs
 from tests.support.proxy import Proxy, answer
@@ -27,20 +27,21 @@ def test_what_is_sealed_is_committed_and_the_run_is_released(here: Machine, uri:
     for step in (1, 2, 3):
         ids.append(trainer.stage(uri, step, wait_s=60)["snapshot"])
         trainer.wait_committed(ids[-1])
-        assert wait_until(lambda: heartbeat(root, 1)["last_committed"] == ids[-1])
+        wait_committed(root, 1, ids[-1])
     assert trainer.call("drain", uri=uri, deadline_s=60)["committed"] == ids[-1]
     reply = trainer.call("close", uri=uri, deadline_s=60)
     assert (reply["committed"], reply["acknowledged"]) == (ids[-1], True)
     assert heartbeat(root, 1)["released"] is True
     assert heartbeat(root, 1)["last_committed"] == ids[-1]
-    assert (here.tokens(), here.runs()) == ([], [])
+    assert here.tokens() == []
+    wait_until(lambda: here.runs() == [], what="the end of the run")
     assert str(check(uri, ids)) == ids[-1]
     assert trainer.open(uri)["attempt"] == 2
 
 
 def test_a_refused_upload_is_told_tried_again_and_disturbs_no_other_run(here: Machine, s3_env: S3Env, uri: str) -> None:
     with Proxy(s3_env.url) as proxy:
-        proxy.on("PUT", "/packs/", answer(403, _DENIED), times=3)
+        proxy.on("PUT", "/packs/", answer(403, _DENIED), times=float("inf"))
         here.agent()
         unlucky, other = here.trainer(**s3_env.behind(proxy.url).environment), here.trainer()
         unlucky.open(s3_env.uri)
@@ -54,8 +55,8 @@ def test_a_refused_upload_is_told_tried_again_and_disturbs_no_other_run(here: Ma
         other.wait_committed(other.stage(uri, 1)["snapshot"])
         # a drain ends with the refusal instead of waiting for somebody to grant the permission
         drained = unlucky.call("drain", uri=s3_env.uri, deadline_s=None)
-        if not drained["acknowledged"]:
-            assert drained["failure"]["error"] == "Denied"
+        assert (drained["acknowledged"], drained["failure"]["error"]) == (False, "Denied")
+        proxy.clear()
         unlucky.wait_committed(first)
         assert len(unlucky.events("error")) == 1, "the same error was told again"
         assert unlucky.call("close", uri=s3_env.uri, deadline_s=60)["acknowledged"]
@@ -78,7 +79,7 @@ def test_a_store_that_refuses_the_trainer_is_its_error_and_nothing_is_kept(here:
 
 
 def test_slots_are_busy_wait_and_come_back(here: Machine, s3_env: S3Env) -> None:
-    with Proxy(s3_env.url, bytes_per_s=2e6) as proxy:
+    with Proxy(s3_env.url, bytes_per_s=HELD_BYTES_PER_S) as proxy:
         here.agent("--slots=2")
         trainer = here.trainer(**s3_env.behind(proxy.url).environment)
         trainer.open(s3_env.uri)
@@ -96,13 +97,14 @@ def test_slots_are_busy_wait_and_come_back(here: Machine, s3_env: S3Env) -> None
         trainer.stage(s3_env.uri, 4)
         busy = trainer.call("slot", uri=s3_env.uri, size_bytes=4000, step=5)
         assert (busy["busy"], busy["wait"]) == (True, False)
-        waited = trainer.call("slot", uri=s3_env.uri, size_bytes=4000, step=5, wait_s=60)
-        assert "generation" in waited
+        fields = {"uri": s3_env.uri, "size_bytes": 4000, "step": 5, "wait_s": 60}
+        waiting = trainer.start("call", op="slot", fields=fields)
         proxy.bytes_per_s = None
+        assert "generation" in trainer.reply(waiting)
 
 
 def test_what_was_asked_for_is_not_dropped_for_a_newer_one(here: Machine, s3_env: S3Env) -> None:
-    with Proxy(s3_env.url, bytes_per_s=2e6) as proxy:
+    with Proxy(s3_env.url, bytes_per_s=HELD_BYTES_PER_S) as proxy:
         here.agent("--slots=6")
         trainer = here.trainer(**s3_env.behind(proxy.url).environment)
         trainer.open(s3_env.uri)
@@ -120,28 +122,30 @@ def test_what_was_asked_for_is_not_dropped_for_a_newer_one(here: Machine, s3_env
 
 @pytest.mark.fault(48)
 def test_an_upload_that_would_overrun_the_deadline_is_declared(here: Machine, s3_env: S3Env) -> None:
-    with Proxy(s3_env.url, bytes_per_s=1e6) as proxy:
+    with Proxy(s3_env.url, bytes_per_s=400_000.0) as proxy:
         here.agent()
         trainer = here.trainer(**s3_env.behind(proxy.url).environment)
         trainer.open(s3_env.uri)
         staged = trainer.stage(s3_env.uri, 1, numbers=300_000)["snapshot"]
         trainer.wait_committed(staged)
-        trainer.call("notify", action="terminate", in_s=1.3)
+        trainer.call("notify", action="terminate", in_s=3.0)
         notice = trainer.wait_event("notice")
     assert notice["plan"] == "last"
-    assert re.search(r"no time for another \(1\.2 MB at [01]\.\d MB/s take \d+\.\d s", notice["why"])
+    assert re.search(r"no time for another \(1\.2 MB at 0\.\d MB/s take \d+\.\d s", notice["why"])
 
 
 def test_before_a_deadline_the_newest_goes_first(here: Machine, s3_env: S3Env) -> None:
-    with Proxy(s3_env.url, bytes_per_s=2e6) as proxy:
+    with Proxy(s3_env.url, bytes_per_s=HELD_BYTES_PER_S) as proxy:
         here.agent("--slots=6")
         trainer = here.trainer(**s3_env.behind(proxy.url).environment)
-        trainer.open(s3_env.uri)
+        # with such a reserve there is time for one only, however long it takes to come to that decision
+        trainer.open(s3_env.uri, settings={"call_timeout_s": 60.0, "reserve_s": 600.0})
         trainer.stage(s3_env.uri, 1, numbers=500_000)
         proxy.wait_for("PUT", r"/packs/.*safetensors")
         best = trainer.stage(s3_env.uri, 2, numbers=500_000, reason="best")["snapshot"]
         newest = trainer.stage(s3_env.uri, 3, numbers=500_000)["snapshot"]
-        trainer.call("notify", action="terminate", in_s=7)
+        trainer.call("notify", action="terminate", in_s=600)
+        proxy.bytes_per_s = None
         trainer.wait_committed(newest)
     assert trainer.wait_event("dropped")["id"] == best
     assert best not in [event["id"] for event in trainer.events("committed")]
@@ -156,20 +160,21 @@ def test_periodic_snapshots_are_uploaded_less_often_than_staged_and_an_end_uploa
     first = trainer.stage(uri, 1)["snapshot"]
     trainer.wait_committed(first)
     for step in (2, 3, 4, 5):
+        here.wait_at_rest()
         assert "snapshot" in trainer.stage(uri, step), "a snapshot that waits for its upload keeps a newer one away"
+    here.wait_at_rest()
     best = trainer.stage(uri, 6, reason="best")["snapshot"]
-    trainer.wait_committed(best)
+    wait_committed(root, 1, best)
     assert [event["id"] for event in trainer.events("committed")] == [first, best]
-    waiting = trainer.stage(uri, 7)["snapshot"]
-    trainer.stage(uri, 8)
-    ended = trainer.stage(uri, 9)["snapshot"]
+    for step in (7, 8, 9):
+        here.wait_at_rest()
+        ended = trainer.stage(uri, step)["snapshot"]
     assert heartbeat(root, 1)["last_committed"] == best
     assert len(here.runs()[0]["slots"]) == 2, "one that no upload needs is not used"
     trainer.kill()
     wait_until(lambda: heartbeat(root, 1)["released"])
     assert heartbeat(root, 1)["last_committed"] == ended
     assert str(check(uri, [first, best, ended])) == ended
-    assert waiting != ended
 
 
 def test_an_upload_keeps_to_the_limit(here: Machine, uri: str, root: Path) -> None:
@@ -193,12 +198,13 @@ def test_what_asks_for_an_upload_does_not_wait_for_upload_every(here: Machine, u
     on_notice = trainer.stage(uri, 3)["snapshot"]
     trainer.call("notify", action="rebalance", kind="rebalance", in_s=None)
     trainer.wait_committed(on_notice)
+    here.wait_at_rest()  # until then what is urgent is so for the next one, too
     adopted = trainer.stage(uri, 4)["snapshot"]
     assert trainer.events("committed")[-1]["id"] == on_notice
     here.processes[0].end()
     here.agent()
     trainer.reply(trainer.start("connect"))
-    assert wait_until(lambda: heartbeat(root, 1)["last_committed"] == adopted)
+    wait_committed(root, 1, adopted)
 
 
 def test_with_room_for_one_a_snapshot_waits_for_the_upload_before(here: Machine, uri: str) -> None:
@@ -221,7 +227,7 @@ def test_with_room_for_one_a_snapshot_waits_for_the_upload_before(here: Machine,
 
 @pytest.mark.fault(86)
 def test_saves_faster_than_uploads_take_three_slots_and_the_newest_wins(here: Machine, s3_env: S3Env) -> None:
-    with Proxy(s3_env.url, bytes_per_s=4e6) as proxy:
+    with Proxy(s3_env.url, bytes_per_s=HELD_BYTES_PER_S) as proxy:
         here.agent()
         trainer = here.trainer(**s3_env.behind(proxy.url).environment)
         trainer.open(s3_env.uri)
