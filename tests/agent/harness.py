@@ -20,7 +20,7 @@ from tests.support.servers import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 STALE_S = 2.0
 """For attempts whose machine is dead: one that lives may be held up for longer on a busy machine."""
-PATIENT_S = 6.0
+PATIENT_S = 5.0
 """For those that must be seen to live."""
 WAIT_S = 60.0
 """For all that must come; only what fails takes so long."""

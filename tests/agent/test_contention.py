@@ -17,11 +17,12 @@ from spotckpt.agent.spool import Spool
 from spotckpt.snapshot.catalog import highest_attempt, read_heartbeat
 from spotckpt.store.base import Store
 from spotckpt.store.open import open_store
-from tests.agent.harness import STALE_S, Machine, Trainer, machine
+from tests.agent.harness import PATIENT_S, STALE_S, Machine, Trainer, machine
 from tests.support.checker import check
 from tests.support.servers import S3Env, wait_until
 
 IMPATIENT = {"stale_after_s": 600.0, "call_timeout_s": 60.0, "takeover": True}
+PATIENT = {"stale_after_s": PATIENT_S, "call_timeout_s": 60.0}
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_of_two_that_start_at_once_one_trains_and_the_other_waits_visibly(
     here.agent()
     there.agent()
     trainers = [here.trainer(), there.trainer()]
-    tags = [trainer.start_open(s3_env.uri) for trainer in trainers]
+    tags = [trainer.start_open(s3_env.uri, settings=PATIENT) for trainer in trainers]
     wait_until(lambda: highest_attempt(store) == 1, what="the claim")
     wait_until(lambda: any(_answered(*one) for one in zip(trainers, tags, strict=True)), what="a winner")
     winner = next(k for k in (0, 1) if _answered(trainers[k], tags[k]))
@@ -96,7 +97,7 @@ def test_restarts_on_a_doomed_machine_claim_nothing_and_hold_nobody_up(
     assert highest_attempt(store) == 1
     there.agent()
     successor = there.trainer()
-    assert successor.open(s3_env.uri, snapshot=last)["attempt"] == 2
+    assert successor.open(s3_env.uri, snapshot=last, settings=PATIENT)["attempt"] == 2
     # a mistake after all: it waits for its turn like anybody else
     with here.client() as client:
         client.call("notify", timeout=60, clear=True)
@@ -147,8 +148,8 @@ def test_heartbeats_do_not_wait_behind_a_limited_upload(here: Machine, there: Ma
     wait_until(lambda: here.runs()[0]["uploading"], what="the upload")
     store = open_store(s3_env.uri)
     seen = beats(store, 1)
-    tag = other.start_open(s3_env.uri)
-    wait_until(lambda: beats(store, 1) > seen + 8, timeout_s=4 * STALE_S, what="heartbeats")
+    tag = other.start_open(s3_env.uri, settings=PATIENT)
+    wait_until(lambda: beats(store, 1) > seen + 7 * PATIENT_S / STALE_S, what="heartbeats for longer than the time-out")
     assert here.runs()[0]["uploading"] and not _answered(other, tag)
 
 
@@ -161,16 +162,18 @@ def test_a_takeover_does_not_wait_and_the_old_attempt_is_fenced(
     old.open(s3_env.uri, settings={"stale_after_s": 600.0, "call_timeout_s": 60.0})
     first = old.stage(s3_env.uri, 1)["snapshot"]
     old.wait_committed(first)
+    slot = old.call("slot", uri=s3_env.uri, size_bytes=4000, step=900)
     new = there.trainer()
     tag = new.start_open(s3_env.uri, settings=IMPATIENT)
     assert f"process {old.hello['pid']}" in waiting(new, "taking over without waiting")
     assert new.settle(tag, s3_env.uri, snapshot=first)["attempt"] == 2
-    late = old.stage(s3_env.uri, 900)["snapshot"]
+    old.reply(old.start("fill", slot=slot, step=900))
+    old.start("call", op="sealed", fields={"uri": s3_env.uri, "generation": slot["generation"]})
     old.wait_event("superseded")
     good = new.stage(s3_env.uri, 2)["snapshot"]
     assert new.call("close", uri=s3_env.uri, deadline_s=60)["committed"] == good
     assert old.call("close", uri=s3_env.uri, deadline_s=60)["failure"]["error"] == "Superseded"
-    assert [key for key in s3_env.keys("run/snapshots") if late in key] == []
+    assert [key for key in s3_env.keys("run/snapshots") if slot["snapshot"] in key] == []
     assert str(check(s3_env.uri, [first, good])) == good
 
 
