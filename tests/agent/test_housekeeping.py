@@ -18,7 +18,7 @@ from spotckpt.store.open import open_store
 from tests.agent.harness import STALE_S, Machine, Trainer
 from tests.snapshot.bucket import Wrapped, beat, begin, local_store, said, save, sid
 from tests.support.checker import Bucket, check, leftovers
-from tests.support.proxy import Proxy, answer
+from tests.support.proxy import Proxy, answer, then
 from tests.support.servers import S3Env, wait_until
 
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
@@ -49,8 +49,8 @@ def test_what_no_rule_keeps_goes_after_the_commits(here: Machine, uri: str, root
     ids = first + stage(trainer, uri, range(3, 8))
     wait_until(lambda: steps(uri) == [1, 2, 4, 6, 7], what="the pruning")
     assert trainer.call("close", uri=uri, deadline_s=60)["acknowledged"]
-    assert str(check(uri, ids)) == ids[-1]
     wait_until(lambda: leftovers(uri) == [], what="the end of the pruning")
+    assert str(check(uri, ids)) == ids[-1]
     assert trainer.events("warning") == []
 
 
@@ -95,17 +95,23 @@ def test_where_deleting_is_denied_it_is_said_once_and_nothing_is_recorded(
     assert str(check(s3_env.uri, ids)) == ids[-1]
 
 
-def test_an_attempt_that_is_superseded_deletes_nothing(here: Machine, uri: str, root: Path) -> None:
-    agent = here.agent()
-    trainer = here.trainer()
-    trainer.open(uri, settings=settings("last=1"))
-    ids = stage(trainer, uri, range(1, 2))
-    wait_until(lambda: "pruned 0 snapshots" in agent.log_text, what="the first pruning")
-    ids += stage(trainer, uri, range(2, 3))  # the pruning for this one has to wait a little
-    begin(open_store(uri), 2, SnapshotId.parse(ids[1]))
-    wait_until(lambda: "prunes no more" in agent.log_text, what="the end of the pruning")
-    assert [str(one) for one in Bucket(uri).snapshots] == ids
-    assert not (root / "pruned").exists()
+def test_an_attempt_that_is_superseded_deletes_nothing(here: Machine, s3_env: S3Env) -> None:
+    """Another begins while it lists what there is to prune: after its commit, before its first deletion."""
+
+    def overtake() -> None:
+        begin(open_store(s3_env.uri), 2, SnapshotId.parse(str(Bucket(s3_env.uri).snapshots[-1])))
+
+    with Proxy(s3_env.url) as proxy:
+        agent = here.agent()
+        trainer = here.trainer(**s3_env.behind(proxy.url).environment)
+        trainer.open(s3_env.uri, settings=settings("last=1"))
+        ids = stage(trainer, s3_env.uri, range(1, 2))
+        wait_until(lambda: "pruned 0 snapshots" in agent.log_text, what="the first pruning")
+        proxy.on("GET", "list-type=2", then(answer(503), overtake))
+        ids += stage(trainer, s3_env.uri, range(2, 3))
+        wait_until(lambda: "prunes no more" in agent.log_text, what="the end of the pruning")
+    assert [str(one) for one in Bucket(s3_env.uri).snapshots] == ids
+    assert not s3_env.keys("run/pruned/")
 
 
 def test_without_the_setting_nothing_is_deleted(here: Machine, uri: str, root: Path) -> None:
@@ -139,7 +145,7 @@ def test_once_denied_it_never_asks_again(tmp_path: Path) -> None:
     keeper.committed()
     thread = keeper._thread
     assert thread is not None
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive(), "it waits for more to do"
     keeper.committed()
     keeper.end()

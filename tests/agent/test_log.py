@@ -27,7 +27,8 @@ def written(log_format: LogFormat) -> Iterator[tuple[logging.Logger, io.StringIO
     with contextlib.redirect_stderr(io.StringIO()) as stream:
         log_to_stderr(log_format)
         yield logging.getLogger("spotckpt.agent.test"), stream
-    logger.handlers[:], logger.level, logger.propagate = before
+    logger.handlers[:], level, logger.propagate = before
+    logger.setLevel(level)
 
 
 def read(line: str) -> dict[str, str]:
@@ -89,6 +90,7 @@ def test_the_agents_own_log_tells_of_a_run(log_format, here: Machine, uri):
     snapshot = trainer.stage(uri, 5)["snapshot"]
     trainer.wait_committed(snapshot)
     trainer.reply(trainer.start("call", op="close", fields={"uri": uri, "deadline_s": 60}))
+    wait_until(lambda: "is released" in agent.log_text, what="the last line")
     lines = [read(line) for line in agent.log_text.splitlines()]
     assert all({"time", "level", "message"} <= line.keys() for line in lines)
     [committed] = [line for line in lines if "is committed" in line["message"]]
