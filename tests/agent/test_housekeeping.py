@@ -104,7 +104,8 @@ def test_an_attempt_that_is_superseded_deletes_nothing(here: Machine, s3_env: S3
     with Proxy(s3_env.url) as proxy:
         agent = here.agent()
         trainer = here.trainer(**s3_env.behind(proxy.url).environment)
-        trainer.open(s3_env.uri, settings=settings("last=1"))
+        # its heart, which would tell too, beats every ten seconds
+        trainer.open(s3_env.uri, settings={**settings("last=1"), "stale_after_s": 600.0})
         ids = stage(trainer, s3_env.uri, range(1, 2))
         wait_until(lambda: "pruned 0 snapshots" in agent.log_text, what="the first pruning")
         proxy.on("GET", "list-type=2", then(answer(503), overtake))
