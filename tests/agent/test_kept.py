@@ -51,9 +51,9 @@ def sealed(run: Run, step: int, *, reason: str = "manual") -> str:
     return slot.id
 
 
-def ended(run: Run) -> None:
+def ended(agent: Agent, run: Run) -> None:
     run.leave()
-    wait_until(lambda: run.ended, what="the end")
+    wait_until(lambda: agent.run_of(run.uri) is None, what="the end")
 
 
 def slots(agent: Agent, tmp_path: Path) -> list[SpoolSlot]:
@@ -79,8 +79,7 @@ def test_the_newest_committed_snapshot_stays_for_ten_minutes(
     run = attempt(agent, uri, 1, "")
     sealed(run, 1)
     newest = sealed(run, 2)
-    ended(run)
-    wait_until(lambda: agent.run_of(uri) is None, what="the agent to know")
+    ended(agent, run)
     (slot,) = slots(agent, tmp_path)
     assert slot.kept is not None and slot.kept.id == newest
     clock.ahead_s = KEPT_S - 60
@@ -95,8 +94,7 @@ def test_the_next_attempt_is_told_where_it_lies_until_its_base_is_recorded(agent
     first = attempt(agent, uri, 1, "")
     newest = sealed(first, 1)
     assert first.where(newest) is None, "it may be written over at any time"
-    ended(first)
-    wait_until(lambda: agent.run_of(uri) is None, what="the agent to know")
+    ended(agent, first)
     second = attempt(agent, uri, 2, None)
     lies = second.where(newest)
     assert lies is not None and second.where("a0001-n000009-s00000009-00000000") is None
@@ -105,30 +103,27 @@ def test_the_next_attempt_is_told_where_it_lies_until_its_base_is_recorded(agent
     assert sealed(second, 2) != newest
     agent.forget_kept(all=True)
     assert lies.path.exists(), "it is the new attempt's now"
-    ended(second)
+    ended(agent, second)
 
 
 def test_an_attempt_without_a_base_leaves_it_to_the_one_after(agent: Agent, uri: str) -> None:
     first = attempt(agent, uri, 1, "")
     newest = sealed(first, 1)
     for number in (2, 3):
-        ended(first)
-        wait_until(lambda: agent.run_of(uri) is None, what="the agent to know")
+        ended(agent, first)
         first = attempt(agent, uri, number, None)
         assert first.where(newest) is not None
-    ended(first)
+    ended(agent, first)
 
 
 def test_nothing_is_kept_of_a_finished_run_or_when_the_agent_ends(agent: Agent, uri: str, gone: Gone) -> None:
     run = attempt(agent, uri, 1, "")
     sealed(run, 1, reason="final")
-    ended(run)
-    wait_until(lambda: agent.run_of(uri) is None, what="the agent to know")
+    ended(agent, run)
     assert gone()
     other = attempt(agent, f"{uri}2", 1, "")
     sealed(other, 1)
-    ended(other)
-    wait_until(lambda: agent.run_of(f"{uri}2") is None, what="the agent to know")
+    ended(agent, other)
     assert not gone()
     agent.forget_kept(all=True)
     assert gone()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-import time
 
 from spotckpt.agent.pace import PACE_NAME, PaceWriter
+from spotckpt.deadline import SYSTEM_CLOCK
 from tests.agent.harness import Machine
 from tests.support.checker import check
 from tests.support.proxy import Proxy, answer
 from tests.support.servers import S3Env, wait_until
 
-LINE_BYTES_PER_S = 8e6
-NUMBERS = 4_500_000  # 18 MB: in parts, and two and a half seconds
+LINE_BYTES_PER_S = 5e6
+NUMBERS = 4_500_000  # 18 MB: in parts, and three and a half seconds
 
 
 def test_an_upload_begun_for_want_of_a_boundary_gives_way_and_leaves_nothing(here: Machine, s3_env: S3Env) -> None:
@@ -22,6 +22,7 @@ def test_an_upload_begun_for_want_of_a_boundary_gives_way_and_leaves_nothing(her
         trainer.open(s3_env.uri, settings={"upload_every_s": 3600.0})
         first = trainer.stage(s3_env.uri, 1, numbers=500_000)["snapshot"]
         trainer.wait_committed(first)
+        trainer.call("prepare", uri=s3_env.uri, size_bytes=4 * NUMBERS)  # what comes shall be staged at once
         sealed = trainer.stage(s3_env.uri, 2, numbers=NUMBERS)["snapshot"]
         trainer.call("notify", action="terminate", in_s=25)
         assert trainer.wait_event("notice")["plan"] == "snapshot"
@@ -73,9 +74,9 @@ def test_what_is_sealed_waits_for_a_boundary_that_comes(here: Machine, s3_env: S
         trainer.wait_committed(first)
         sealed = trainer.stage(s3_env.uri, 2, numbers=NUMBERS)["snapshot"]
         [token] = here.tokens()
-        steps = PaceWriter(token.parent / PACE_NAME)
+        ago_s = [3.0, 0.0, 0.0]  # the next one is in sight for long enough, and comes before an upload would end
+        steps = PaceWriter(token.parent / PACE_NAME, now=lambda: SYSTEM_CLOCK.now() - ago_s.pop(0))
         for step in (1, 2):
-            time.sleep(0.5)
             steps.boundary(step)
         trainer.call("notify", action="terminate", in_s=60)
         assert "what is sealed waits for the boundary" in trainer.wait_event("notice")["why"]

@@ -14,6 +14,7 @@ from spotckpt.snapshot.keys import claim_key
 from spotckpt.snapshot.records import Claim, Holder
 from spotckpt.store.open import open_store
 from tests.agent.fake_trainer import describe
+from tests.agent.harness import HELD_BYTES_PER_S
 from tests.agent.inside import Turned, agent_of, attempt
 from tests.support.checker import check
 from tests.support.proxy import Proxy
@@ -21,12 +22,11 @@ from tests.support.servers import S3Env, wait_until
 
 SLEPT_S = 600.0
 NUMBERS = 1 << 20
-SLOW_BYTES_PER_S = 500_000.0
 
 
 @pytest.fixture
 def proxy(s3_env: S3Env, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with Proxy(s3_env.url, bytes_per_s=SLOW_BYTES_PER_S) as proxy:
+    with Proxy(s3_env.url, bytes_per_s=HELD_BYTES_PER_S) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
         yield proxy
 
@@ -40,12 +40,13 @@ def clock() -> Turned:
 def run(tmp_path: Path, s3_env: S3Env, proxy: Proxy, clock: Turned) -> Iterator[Run]:
     """An attempt in the middle of an upload."""
     claim(s3_env, 1)
-    run = attempt(agent_of(tmp_path, clock), s3_env.uri, 1, "")
+    agent = agent_of(tmp_path, clock)
+    run = attempt(agent, s3_env.uri, 1, "")
     seal(run, 7)
     proxy.wait_for("PUT", r"/packs/.*safetensors")
     yield run
     run.leave()
-    wait_until(lambda: run.ended, what="the end")
+    wait_until(lambda: agent.run_of(run.uri) is None, what="the end")
 
 
 def claim(s3_env: S3Env, number: int) -> None:

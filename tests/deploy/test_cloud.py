@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from spotckpt.errors import Denied
-from tests.agent.harness import machine
+from tests.agent.harness import HELD_BYTES_PER_S, machine
 from tests.cli.command import spotckpt
 from tests.deploy.template import DEPLOY, TEMPLATE, properties
 from tests.support.groups import GroupServer
@@ -97,7 +97,7 @@ def test_the_stack_is_made_with_its_instance(cloud, stack):
 def test_the_group_is_let_go_on_after_the_commit_and_not_before(cloud, stack, imds, tmp_path):
     env = S3Env(cloud.url, stack, cloud.environment(), cloud.client)
     uri = f"s3://{stack}/runs/resnet"
-    with machine(tmp_path) as here, Proxy(cloud.url, bytes_per_s=500_000) as proxy:
+    with machine(tmp_path) as here, Proxy(cloud.url, bytes_per_s=HELD_BYTES_PER_S) as proxy:
         agent = here.agent(f"--metadata-endpoint={imds.endpoint}", **environment_of(cloud))
         trainer = here.trainer(**env.behind(proxy.url).environment)
         trainer.open(uri)
@@ -106,6 +106,7 @@ def test_the_group_is_let_go_on_after_the_commit_and_not_before(cloud, stack, im
         trainer.wait_event("notice")
         assert len(instances(cloud)) == 1
         assert not env.keys("runs/resnet/snapshots/")
+        proxy.bytes_per_s = None
         trainer.wait_committed(snapshot)
         time.sleep(1.5)  # committed, but the trainer has not left: it may have another snapshot
         assert len(instances(cloud)) == 1

@@ -17,7 +17,7 @@ from tests.support.servers import S3Env, wait_until
 
 REASON = reason_not_to()
 AGENT, TRAIN = "spotckpt-agent.service", "spotckpt-train@resnet.service"
-STOP_S = 1
+STOP_S = 2
 SLOW_BYTES_PER_S = 200_000
 NETWORK = """[Unit]
 Description=a network
@@ -39,7 +39,7 @@ def files(env: S3Env, imds: Imds, *, pace: float) -> dict[str, str]:
         "/etc/spotckpt/agent.env": f"PYTHONPATH=/srv/spotckpt\nSPOTCKPT_AGENT_OPTIONS={options}\n",
         "/etc/spotckpt/train/resnet.env": f"COMMAND={command}\nPYTHONPATH=/srv/spotckpt\nSPOTCKPT_URI={env.uri}\n{aws}",
         f"/etc/systemd/system/{AGENT}.d/test.conf": DROP_IN.format(
-            "agent", f"WatchdogSec=3s\nTimeoutStopSec={STOP_S}s\n"
+            "agent", f"WatchdogSec=5s\nTimeoutStopSec={STOP_S}s\n"
         ),
         f"/etc/systemd/system/{TRAIN}.d/test.conf": DROP_IN.format("train", "RestartSec=0.2s\n"),
         "/etc/systemd/system/a-network.service": NETWORK,
@@ -123,7 +123,7 @@ def power_goes_in_mid_upload(machine: Booted, env: S3Env, line: Proxy) -> None:
     machine.power_off()
     log = machine.shared / "agent.log"
     wait_until(lambda: "SIGTERM: finishing" in log.read_text(), what="the agent's turn to stop")
-    time.sleep(3 * STOP_S)
+    time.sleep(2 * STOP_S)
     assert "ends" not in log.read_text().rpartition("SIGTERM: finishing")[2]
     line.bytes_per_s = None
     machine.wait_off(60)

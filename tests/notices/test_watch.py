@@ -32,14 +32,14 @@ def test_delays_back_off_and_are_capped() -> None:
 def test_transitions_are_logged_once_and_polls_are_not(caplog: pytest.LogCaptureFixture) -> None:
     looks = threading.Semaphore(0)
     with running_imds() as imds, caplog.at_level(logging.DEBUG):
-        watcher = Watcher(Ec2Metadata(imds.endpoint), lambda _: looks.release(), interval_s=0.01)
+        watcher = Watcher(Ec2Metadata(imds.endpoint, timeout_s=60), lambda _: looks.release(), interval_s=0.01)
         watcher.start()
         _await(looks, 4)
         imds.answers[SPOT_PATH] = (503, "")
         _await(looks, 4)
         imds.answers.pop(SPOT_PATH)
         _await(looks, STEADY_LOOKS + 1)
-        watcher.stop(timeout_s=5)
+        watcher.stop(timeout_s=60)
     lines = [record.getMessage() for record in caplog.records if record.name == "spotckpt.notices.watch"]
     assert [line.split(" (")[0] for line in lines] == [
         "the metadata service answers: watching for interruption notices",
@@ -66,7 +66,7 @@ def test_a_service_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureFix
         watcher = Watcher(Fickle(), lambda _: None, interval_s=0.01)
         watcher.start()
         _await(looks, 60)
-        watcher.stop(timeout_s=5)
+        watcher.stop(timeout_s=60)
     lines = [record.getMessage() for record in caplog.records if record.name == "spotckpt.notices.watch"]
     assert [line.split(" (")[0] for line in lines] == [
         "the metadata service answers: watching for interruption notices",
@@ -92,7 +92,7 @@ def test_a_handler_that_fails_does_not_end_the_watch(caplog: pytest.LogCaptureFi
     watcher = Watcher(Quiet(), fail, interval_s=0.01)
     watcher.start()
     _await(looks, 3)
-    watcher.stop(timeout_s=5)
+    watcher.stop(timeout_s=60)
     assert "a look for notices failed" in caplog.text
 
 
@@ -116,4 +116,4 @@ def test_the_most_urgent_is_final_before_hint_and_early_before_late() -> None:
 
 def _await(looks: threading.Semaphore, count: int) -> None:
     for _ in range(count):
-        assert looks.acquire(timeout=10)
+        assert looks.acquire(timeout=60)
