@@ -6,6 +6,7 @@ import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from spotckpt.errors import AddressError
@@ -97,13 +98,15 @@ class Address:
     def parse(cls, text: str) -> Address:
         """Reads `protocol://path[@selector]`; a plain path means `file://`.
 
+        A local path becomes absolute: it is shown so, and the agent has another working directory.
+
         Raises:
             AddressError: the text has no path, an empty or `..` component, or an unknown selector.
         """
         uri, selector = _split(text)
         if "://" not in uri:
             uri = f"file://{_plain_path(uri)}"
-        match = _URI.fullmatch(uri)
+        match = _URI.fullmatch(_absolute(uri))
         path = match["path"].rstrip("/") if match else ""
         if match is None:
             raise AddressError(f"run address {text!r} is no URI", hint="write it as s3://bucket/path, in lower case")
@@ -131,7 +134,19 @@ def _plain_path(text: str) -> str:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text)
     if scheme:
         raise AddressError(f"run address {text!r} has one slash after {scheme[1]}:", hint=f"write {scheme[1]}://")
-    return text
+    return str(Path(text)) if text else ""  # without the `./` and the double slashes that a shell's users write
+
+
+def _absolute(uri: str) -> str:
+    path = uri.removeprefix("file://")
+    if path == uri or not path or path.startswith("/"):
+        return uri
+    try:
+        return f"file://{Path(path).absolute()}"
+    except OSError as error:
+        raise AddressError(
+            f"run address {path!r} is relative to a directory that is gone", hint="write the whole path"
+        ) from error
 
 
 def _split(text: str) -> tuple[str, Selector]:

@@ -25,6 +25,7 @@ from spotckpt.errors import AddressError
         ),
         ("s3://b/me@home/run", "s3://b/me@home/run", NEWEST),
         ("/tmp/run", "file:///tmp/run", NEWEST),
+        ("/tmp/./run/", "file:///tmp/run", NEWEST),
         ("file:///tmp/run@start", "file:///tmp/run", Selector("start")),
         ("memory://x", "memory://x", NEWEST),
     ],
@@ -35,10 +36,26 @@ def test_reads_what_people_write(text, uri, selector):
     assert Address.parse(str(address)) == address
 
 
+@pytest.mark.parametrize("text", ["runs/run", "./runs/run", "runs//run/", "file://runs/run"])
+def test_a_local_path_becomes_absolute(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Address.parse(f"{text}@step=7").uri == f"file://{tmp_path}/runs/run"
+
+
+def test_a_directory_that_is_gone_is_told(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(AddressError, match="'run' is relative to a directory that is gone"):
+        Address.parse("run")
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
+        "../run",
+        "file://a/../run",
         "s3://",
         "s3://bucket",
         "s3://b//run",

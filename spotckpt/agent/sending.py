@@ -72,9 +72,10 @@ class Transfer:
             raise GivenUp(f"{self.id} is given up for a newer snapshot", hint="that one is on its way")
 
     def to_json(self) -> Message:
-        """As in `status` and in the event `progress`."""
-        names = ("id", "sent_bytes", "gone_bytes", "total_bytes")
-        return {name: getattr(self, name) for name in names}
+        """As in `status` and in the event `progress`: headers and tables, which nobody planned, count for no more."""
+        names = ("id", "gone_bytes", "total_bytes")
+        sent_bytes = min(self.sent_bytes, self.total_bytes)
+        return {**{name: getattr(self, name) for name in names}, "sent_bytes": sent_bytes}
 
 
 class Sender:

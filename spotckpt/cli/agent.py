@@ -139,7 +139,12 @@ Examples:
   spotckpt notify --clear
 """
 )
-@click.argument("action", type=click.Choice(["terminate", "stop", "hibernate", "rebalance"]), default="terminate")
+@click.argument(
+    "action",
+    metavar="[ACTION]",
+    type=click.Choice(["terminate", "stop", "hibernate", "rebalance"]),
+    default="terminate",
+)
 @click.option(
     "--in", "in_s", type=click.FloatRange(min=0), help="Seconds until the machine goes; unknown if not given."
 )

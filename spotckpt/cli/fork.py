@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from spotckpt.address import Address
 from spotckpt.cli import output
 from spotckpt.cli.runs import Run, find_snapshot, open_run
 from spotckpt.errors import AddressError, UsageError
@@ -18,7 +19,6 @@ from spotckpt.snapshot.fork import fork as fork_run
 from spotckpt.snapshot.keys import SnapshotId
 from spotckpt.snapshot.open import open_run_store
 from spotckpt.store.base import Store
-from spotckpt.training.request import parse_address
 
 _PYTHON_NAMES = {"True": True, "False": False, "None": None}
 
@@ -46,7 +46,7 @@ def fork(
     fork, in place of what its caller gives. What was interrupted can be repeated.
     """
     overrides = dict(map(_assignment, assignments))
-    parsed, target = parse_address(source), _target(destination)
+    parsed, target = Address.parse(source), _target(destination)
     with (
         open_run(parsed.uri, timeout_s=timeout_s) as run,
         closing(open_run_store(target, call_timeout_s=timeout_s)) as store,
@@ -74,7 +74,7 @@ def _fork(run: Run, snapshot: SnapshotId, store: Store, overrides: Mapping[str, 
 
 
 def _target(text: str) -> str:
-    address = parse_address(text)
+    address = Address.parse(text)
     if "@" in text.rpartition("/")[2]:
         raise AddressError(f"{text} names a snapshot", hint="the destination is a run of its own: s3://bucket/other")
     return address.uri

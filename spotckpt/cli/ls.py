@@ -93,7 +93,8 @@ def _attempts(rows: Sequence[AttemptRow], now: float) -> Any:
         )
         for row in rows
     ]
-    return output.table(columns, cells, right=("ATTEMPT", "STARTED", "BEAT", "SNAPSHOTS"), elastic="HOST")
+    right, expendable = ("ATTEMPT", "STARTED", "BEAT", "SNAPSHOTS"), ("HOST", "BEAT", "STARTED", "SNAPSHOTS")
+    return output.table(columns, cells, right=right, elastic="HOST", expendable=expendable)
 
 
 def _snapshots(rows: Sequence[SnapshotRow], now: float) -> Any:
@@ -112,7 +113,8 @@ def _snapshots(rows: Sequence[SnapshotRow], now: float) -> Any:
         )
         for row in rows
     ]
-    return output.table(columns, cells, right=("STEP", "EPOCH", "AGE", "SIZE"), elastic="METRICS")
+    right, expendable = ("STEP", "EPOCH", "AGE", "SIZE"), ("SIZE", "EPOCH", "METRICS", "AGE")
+    return output.table(columns, cells, right=right, elastic="METRICS", expendable=expendable)
 
 
 def _reason(row: SnapshotRow) -> str:

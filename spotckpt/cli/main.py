@@ -57,13 +57,14 @@ Exit statuses:
   23  no such bucket               24  denied
   25  no credentials               26  unavailable
   27  outcome unknown              28  the store ignores conditions
-  31  corrupt                      32  written by a newer version
-  33  nothing fits the selector    34  nothing can be restored
-  35  over a size limit            36  the snapshot was pruned
-  40  no agent, or it failed       41  staging area
-  45  another agent runs already   64  wrong command line
+  29  changed while it was read    31  corrupt
+  32  written by a newer version   33  nothing fits the selector
+  34  nothing can be restored      35  over a size limit
+  36  the snapshot was pruned      40  no agent, or it failed
+  41  staging area                 45  another agent runs already
+  60  drill, demo: it failed       64  wrong command line
   75  exec: a notice or SIGTERM    126, 127  exec: no such command
-  60  drill, demo: it failed       130 Ctrl-C
+  130 Ctrl-C
 """
 
 

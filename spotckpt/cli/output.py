@@ -20,7 +20,8 @@ WIDTH = 100
 """Of text; a table may be wider."""
 _UNLIMITED = 10_000
 _GAP = 2
-_LEAST_ELASTIC = 8
+_ENOUGH = 16
+_LEAST = 8
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 log_format_option = click.option(
@@ -87,7 +88,12 @@ def emit_pairs(pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Iterable[str] = (), elastic: str = ""
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Iterable[str] = (),
+    elastic: str = "",
+    expendable: Sequence[str] = (),
 ) -> Table:
     """A table without a frame.
 
@@ -95,22 +101,32 @@ def table(
         columns: headings.
         rows: cells, one row each.
         right: columns to be aligned right.
-        elastic: the column that is shortened to what room the others leave, and left out if that is too little.
+        elastic: the column that is shortened to what room the others leave.
+        expendable: columns that are left out where there is too little room, the first ones first.
     """
     widths = [max([len(name), *(len(row[place]) for row in rows)]) for place, name in enumerate(columns)]
     made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold cyan")
     places = list(range(len(columns)))
     if elastic:
         place = columns.index(elastic)
-        room = console(most=_UNLIMITED).width - sum(widths) - _GAP * (len(columns) - 1) + widths[place]
-        widths[place] = min(widths[place], room)
-        places = [other for other in places if other != place or room >= _LEAST_ELASTIC]
+        places, widths[place] = _fitting(widths, place, [columns.index(name) for name in expendable])
     for place in places:
         justify: JustifyMethod = "right" if columns[place] in right else "left"
         made.add_column(columns[place], justify=justify, no_wrap=True, overflow="ellipsis", width=widths[place])
     for row in rows:
         made.add_row(*(escape(row[place]) for place in places))
     return made
+
+
+def _fitting(widths: Sequence[int], elastic: int, expendable: Sequence[int]) -> tuple[list[int], int]:
+    """Which columns are shown, and how wide the elastic one is."""
+    all_room, places, room = console(most=_UNLIMITED).width, list(range(len(widths))), 0
+    for left_out in (None, *expendable):
+        places = [place for place in places if place != left_out]
+        room = all_room - sum(widths[place] + _GAP for place in places if place != elastic)
+        if room >= (min(widths[elastic], _ENOUGH) if elastic in places else -_GAP):
+            break
+    return places, min(widths[elastic], max(room, _LEAST))
 
 
 @contextmanager

@@ -53,6 +53,7 @@ def prune(
     policy = _policy(keep_last, keep_every, keep_best)
     with _store(uri, timeout_s) as store:
         done = preview(store, policy, abandoned=abandoned) if dry_run else prune_run(store, policy, abandoned=abandoned)
+    done.notes += _without_effect(policy, done)
     if as_json:
         output.emit({"uri": uri, "dry_run": dry_run, **_document(done)})
     else:
@@ -113,6 +114,13 @@ def _policy(last: int | None, every: tuple[str, ...], best: tuple[str, ...]) -> 
     return Keep(last or 1, tuple(map(Every.parse, every)), tuple(map(Best.parse, best)))
 
 
+def _without_effect(policy: Keep | None, done: Pruning) -> Iterator[str]:
+    """A metric that is misspelt keeps nothing, which should not be found out later."""
+    for best in policy.best if policy else ():
+        if not any(f" by {best.metric}" in why for why in done.plan.keep.values()):
+            yield f"--keep-best {best.metric} keeps nothing: no snapshot is there whose weights were evaluated by it"
+
+
 @contextmanager
 def _store(uri: str, timeout_s: float) -> Iterator[Store]:
     """Of a run that is there."""
@@ -141,7 +149,7 @@ def _show(done: Pruning, *, dry_run: bool) -> None:
     verdicts |= {one: (gone, why) for one, why in done.plan.drop.items()}
     rows = [(str(one), *verdicts[one]) for one in sorted(verdicts)]
     if rows:
-        output.emit_table(output.table(("SNAPSHOT", "", "WHY"), rows, elastic="WHY"))
+        output.emit_table(output.folded(("SNAPSHOT", "", "WHY"), rows, [""] * len(rows), fold="WHY"))
     done_or_not = "would be " if dry_run else ""
     output.emit_line(
         f"{len(done.plan.drop)} of {len(rows)} snapshots and {len(done.objects)} objects "

@@ -18,7 +18,7 @@ from spotckpt.store.base import Progress
 from spotckpt.training.tensors import DTYPES, Storable, dtype_name
 
 _PIECE_BYTES = 16 << 20
-_AGAIN = "fetch it again"
+_NO_SUCH_FILE = "it is no safetensors file, or was damaged on its way: fetch it again"
 
 
 def write(contents: Contents, path: Path, progress: Progress) -> None:
@@ -61,16 +61,18 @@ def _mapped(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
             size = path.stat().st_size
             length = header_length(file.read(8), key=str(path))
             if length > size:
-                raise Corrupt(f"{path} is cut short: it has {size} bytes, its header alone {length}", hint=_AGAIN)
+                raise Corrupt(f"{path} is cut short: it has {size} bytes, its header alone {length}")
             file.seek(0)
             stored, metadata = read_whole_header(file.read(length), key=str(path))
             end = length + max((one.end for one in stored), default=0)
             if end != size:
-                raise Corrupt(f"{path} has {size} bytes, and its header tells of {end}", hint=_AGAIN)
+                raise Corrupt(f"{path} has {size} bytes, and its header tells of {end}")
             # a private copy: what is written to these tensors never reaches the file
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", hint="give a file that is there") from error
+    except (Corrupt, LimitExceeded) as error:
+        raise type(error)(error.message, hint=_NO_SUCH_FILE) from error
     return {one.name: _tensor(one, memory, length, path) for one in stored}, metadata
 
 

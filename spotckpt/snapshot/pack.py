@@ -201,7 +201,7 @@ def header_length(data: bytes, *, key: str) -> int:
         LimitExceeded: a header over the cap.
     """
     if len(data) < 8:
-        raise Corrupt(f"{key} is too short for a pack", hint="use another snapshot")
+        raise Corrupt(f"{key} is too short to have a header", hint="use another snapshot")
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise LimitExceeded(f"{key} declares a header of {length} bytes", hint="it was not written by us")

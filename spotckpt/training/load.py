@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from spotckpt.address import Address
 from spotckpt.errors import UsageError
 from spotckpt.snapshot.open import open_run_store
 from spotckpt.training.fetching import fetch
 from spotckpt.training.filling import Filling
-from spotckpt.training.request import parse_address
 from spotckpt.training.restore import MapLocation, decode_value
 from spotckpt.training.start import find, global_random_kept
 
@@ -30,7 +30,7 @@ def load(uri: str, *, only: str | Sequence[str] | None = None, map_location: Map
         StoreError: the store cannot be read.
     """
     names = None if only is None else {only} if isinstance(only, str) else set(only)
-    address = parse_address(uri)
+    address = Address.parse(uri)
     with global_random_kept():
         store = open_run_store(address.uri)
         snapshot, _ = find(store, address)

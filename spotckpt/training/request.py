@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 from spotckpt.address import Address, Metric, fill_template
@@ -94,9 +93,9 @@ def make_request(uri: str | None, arguments: Mapping[str, Any], options: Options
         )
     init_from = address_text(options.get("init_from"), given_to="init_from")
     return Request(
-        parse_address(fill_template(uri, arguments)),
+        Address.parse(fill_template(uri, arguments)),
         settings,
-        parse_address(init_from) if init_from else None,
+        Address.parse(init_from) if init_from else None,
         resume,
         arguments,
     )
@@ -129,15 +128,6 @@ def address_text(uri: object, *, given_to: str) -> str | None:
     raise UsageError(
         f"{given_to} was given {uri!r:.60}, which is no address", hint="write it as in 's3://bucket/path' or a path"
     )
-
-
-def parse_address(text: str) -> Address:
-    """The address; a local path becomes absolute, since the agent has another working directory."""
-    address = Address.parse(text)
-    path = address.uri.removeprefix("file://")
-    if path == address.uri or path.startswith("/"):
-        return address
-    return replace(address, uri=f"file://{Path(path).absolute()}")
 
 
 def make_settings(options: Options) -> Settings:

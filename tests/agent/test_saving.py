@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from spotckpt.agent.sending import Transfer
 from spotckpt.snapshot.manifest import Manifest
 from tests.agent.harness import HELD_BYTES_PER_S, STALE_S, Machine, heartbeat, wait_committed
 from tests.support.checker import check
@@ -37,6 +38,12 @@ def test_what_is_sealed_is_committed_and_the_run_is_released(here: Machine, uri:
     wait_until(lambda: here.runs() == [], what="the end of the run")
     assert str(check(uri, ids)) == ids[-1]
     assert trainer.open(uri)["attempt"] == 2
+
+
+def test_no_more_is_told_as_sent_than_there_was_to_send() -> None:
+    """Headers and the table of the state go too, and nobody planned them; what goes over the line may go again."""
+    sent = Transfer("a0001-x", 100, 0.0, sent_bytes=130, gone_bytes=150).to_json()
+    assert sent == {"id": "a0001-x", "sent_bytes": 100, "gone_bytes": 150, "total_bytes": 100}
 
 
 def test_a_refused_upload_is_told_tried_again_and_disturbs_no_other_run(here: Machine, s3_env: S3Env, uri: str) -> None:

@@ -122,6 +122,17 @@ def test_a_snapshot_that_a_heartbeat_names_and_nobody_finds(local_run):
     assert str(local_run.ids[3]) in fails(31, "ls", local_run.uri)
 
 
+@pytest.mark.parametrize(
+    ("data", "status"), [(b"half", 31), (b"no safetensors file", 35), (b"\2" + bytes(7) + b"[]", 31)]
+)
+def test_a_file_that_is_none_is_not_called_a_snapshot(tmp_path, data, status):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    line = fails(status, "push", str(path), f"{tmp_path}/run")
+    assert str(path) in line and line.endswith("; it is no safetensors file, or was damaged on its way: fetch it again")
+    assert not (tmp_path / "run").exists()
+
+
 def test_several_problems_are_counted(local_run):
     for place in (0, 1):
         (local_run.root / "packs" / str(local_run.ids[place]) / "rank-00000.safetensors").unlink()

@@ -174,6 +174,16 @@ def test_metrics_are_whole_where_there_is_room(local_run):
     assert "…" in on_terminal("ls", local_run.uri, columns=100).out
 
 
+def test_a_narrow_terminal_shows_ids_whole_and_a_metric(local_run):
+    """Other columns are left out for them."""
+    for columns, metric in ((60, ""), (80, "valid/top1 0.157")):
+        lines = on_terminal("ls", local_run.uri, columns=columns, NO_COLOR="1", TERM="dumb").out.splitlines()
+        snapshots = lines[[line.startswith("SNAPSHOT") for line in lines].index(True) + 1 :]
+        assert [line.split()[0] for line in snapshots] == [str(one) for one in local_run.ids]
+        assert metric in snapshots[1]
+        assert any(line.split()[-2:].count(str(local_run.ids[1])) for line in lines[: len(lines) - len(snapshots)])
+
+
 def test_no_line_ends_in_blanks_in_a_pipe(local_run):
     for verb in ("ls", "show", "verify"):
         assert all(line == line.rstrip() for line in ok(verb, local_run.uri).splitlines())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.command import in_process, spotckpt
+from tests.cli.command import in_process, on_terminal, spotckpt
 from tests.cli.test_bad_input import fails
 from tests.cli.test_looking import ok
 from tests.support.checker import Bucket, leftovers
@@ -38,6 +38,19 @@ def test_a_dry_run_lists_what_and_why_and_changes_nothing(run):
     assert set(shown["pruned"].values()) <= {"none of last=1"}
     kept = {str(one) for one in Bucket(run.uri).snapshots}
     assert kept == set(shown["kept"]) and leftovers(run.uri) == []
+
+
+def test_a_terminal_shows_every_reason_whole(local_run):
+    arguments = ("prune", local_run.uri, "--keep-last", "1", "--keep-best", "valid/top1:min", "--dry-run")
+    shown = on_terminal(*arguments, columns=80, NO_COLOR="1", TERM="dumb").out
+    assert "…" not in shown and max(map(len, shown.split("\r\n")[:-2])) <= 80
+    assert "attempt 3 continues it; attempt 2 may still refer to it" in " ".join(shown.split())
+
+
+def test_a_metric_that_nothing_was_evaluated_by_is_told(local_run):
+    done = in_process("prune", local_run.uri, "--keep-best", "valid/top2:max", "--dry-run")
+    assert done.status == 0
+    assert done.err.startswith("spotckpt: --keep-best valid/top2:max keeps nothing: ") and done.err.count("\n") == 1
 
 
 def test_what_is_gone_is_told_as_pruned(local_run):
