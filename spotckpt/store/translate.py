@@ -184,6 +184,8 @@ def _offset(said: Mapping[str, str], headers: Mapping[str, str]) -> str:
 def _otherwise(status: int, operation: str, mutates: bool) -> _Verdict:
     if status == 501 and operation == "create":
         return ConditionsIgnored, "use a store that honours If-None-Match"
+    if status == 501:  # nor will it be at another time
+        return StoreError, "this store cannot do it: use another, or do without"
     if status >= 500:
         return OutcomeUnknown if mutates else Unavailable, "the store has trouble: try again later"
     return StoreError, ""

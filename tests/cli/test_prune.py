@@ -142,6 +142,7 @@ def test_a_store_that_cannot_list_uploads_is_no_error(s3_env, monkeypatch):
         done = in_process("prune", s3_env.uri)
     assert done.status == 0
     assert "unfinished uploads cannot be swept" in done.err and "NotImplemented" in done.err
+    assert len([seen for seen in proxy.seen if "uploads" in seen.path]) == 1, "what it cannot do is not tried again"
 
 
 def s3_run(env):
