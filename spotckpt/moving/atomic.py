@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from spotckpt.errors import SpotckptError, UsageError
+from spotckpt.errors import UsageError
 
 
 @contextmanager
@@ -57,15 +57,16 @@ def translated(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = "free some space, or write elsewhere" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise SpotckptError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free some space, or write elsewhere" if full else "write elsewhere"
+        raise UsageError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
 
 
 def require_room(path: Path, size_bytes: int) -> None:
-    """Raises SpotckptError if the file system lacks the room: torch's own error names neither path nor size."""
+    """Raises UsageError if the file system lacks the room: torch's own error names neither path nor size."""
     free = shutil.disk_usage(path.parent).free
     if free < size_bytes:
-        raise SpotckptError(
+        raise UsageError(
             f"{path.parent} has {free} bytes free, and {size_bytes} are needed", hint="free some, or write elsewhere"
         )
 

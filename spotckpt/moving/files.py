@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from spotckpt.errors import Corrupt, SpotckptError
+from spotckpt.errors import Corrupt, UsageError
 from spotckpt.moving import dcp, safetensors_file, torch_file
 from spotckpt.moving.atomic import made, require_room
 from spotckpt.moving.contents import Contents, captured, fingerprint
@@ -50,7 +50,7 @@ def save(document: Any, path: Path) -> None:
     try:
         torch.save(document, path)
     except RuntimeError as error:
-        raise SpotckptError(f"cannot write {path}: {error}", hint="is the disk full?") from error
+        raise UsageError(f"cannot write {path}: {error}", hint="is the disk full?") from error
 
 
 def read(path: Path, format_: Format, *, trust_pickle: bool = False) -> Contents:

@@ -37,7 +37,7 @@ def open_run_store(
 
 def at(store: Store, key: str) -> str:
     """The key as an error names it when it may be of another run."""
-    return key if "://" in key else f"{store.uri}/{key}"
+    return key if "://" in key or key.startswith("/") else f"{store.uri}/{key}"
 
 
 class WithAncestors(Store):

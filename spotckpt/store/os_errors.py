@@ -12,7 +12,7 @@ _Verdict = tuple[type[StoreError], str]
 _BY_ERRNO: dict[int, _Verdict] = {
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), (NotFound, "")),
     **dict.fromkeys(
-        (errno.EACCES, errno.EPERM, errno.EROFS), (Denied, "allow this user to write there, or choose another place")
+        (errno.EACCES, errno.EPERM, errno.EROFS), (Denied, "allow it for this user, or choose another place")
     ),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), (StoreError, "free space there, or choose another place")),
     errno.EEXIST: (AlreadyExists, "another writer was there first"),

@@ -133,6 +133,11 @@ def test_a_file_that_is_none_is_not_called_a_snapshot(tmp_path, data, status):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_place_that_no_file_can_be_written_to(local_run):
+    line = fails(64, "pull", local_run.uri, "/proc/x.pt")
+    assert "cannot write /proc/" in line and line.endswith("; write elsewhere")
+
+
 def test_several_problems_are_counted(local_run):
     for place in (0, 1):
         (local_run.root / "packs" / str(local_run.ids[place]) / "rank-00000.safetensors").unlink()

@@ -18,7 +18,7 @@ from spotckpt.snapshot.choose import choose
 from spotckpt.snapshot.descent import path_between, uri_at
 from spotckpt.snapshot.fetch import read_manifest, read_part, read_tensors
 from spotckpt.snapshot.keys import RUN_KEY, SnapshotId
-from spotckpt.snapshot.open import open_run_store
+from spotckpt.snapshot.open import at, open_run_store
 from tests.cli.command import in_process, on_terminal
 from tests.cli.test_bad_input import fails
 from tests.cli.test_looking import ok
@@ -224,6 +224,13 @@ def test_an_ancestor_s_objects_are_read_and_nothing_else(local_run):
         store.put(RUN_KEY, [stranger.to_bytes()])
     with closing(open_run_store(to)) as store, pytest.raises(Corrupt, match="does not say where the run"):
         store.stat(key)
+
+
+def test_a_key_is_named_once(local_run):
+    """A directory's errors have the whole path already."""
+    path = f"{local_run.root}/pins/fork-0.json"
+    assert at(local_run.store, path) == path
+    assert at(local_run.store, "pins/fork-0.json") == f"{local_run.uri}/pins/fork-0.json"
 
 
 def test_copying_shows_progress_on_a_terminal(local_run):

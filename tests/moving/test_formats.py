@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spotckpt.errors import Corrupt, EncodeError, SpotckptError, UsageError
+from spotckpt.errors import Corrupt, EncodeError, UsageError
 from spotckpt.moving.contents import Contents, fingerprint
 from spotckpt.moving.files import write
 from spotckpt.moving.formats import format_of
@@ -163,7 +163,7 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path):
         (disk / "c.pt").write_bytes(b"before")
         large = Contents({"model": {"w": torch.ones(1 << 20)}}, {"model": "module"})
         for name in ("c.pt", "c.safetensors", "c.dcp"):
-            with pytest.raises(SpotckptError, match="bytes free, and 4194304 are needed"):
+            with pytest.raises(UsageError, match="bytes free, and 4194304 are needed"):
                 write(large, disk / name, format_of(disk / name, None))
         assert [one.name for one in disk.iterdir()] == ["c.pt"]
         assert (disk / "c.pt").read_bytes() == b"before"
