@@ -33,6 +33,8 @@ _JOINED_BYTES = 256 << 10
 _PACED_BYTES = 64 << 10
 _COUNTED_BYTES = 1 << 20
 _FIRST_BYTES = 64 << 10
+_WAITING_BYTES = 256 << 10
+"""What may wait in the kernel unsent: else it takes megabytes a connection at once, which look like a fast line."""
 
 
 @dataclass(frozen=True)
@@ -305,6 +307,8 @@ def _connected(host: str, port: int, limits: Limits) -> socket.socket:
             made.settimeout(min(CONNECT_TIMEOUT_S, limits.seconds_left()))
             made.connect(address)
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # where there is none, the first second is discarded anyway
+                made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _WAITING_BYTES)
         except OSError as error:
             made.close()
             failure = error

@@ -78,14 +78,14 @@ def test_a_directory_that_may_not_be_written(tmp_path):
 
 
 def test_a_slow_line_is_given_up_in_time_and_leaves_nothing(seaweed_env, monkeypatch):
-    size = 128 * MIB  # more than all buffers on the way can swallow
+    size = 64 * MIB
     for name, value in (("FIRST_BYTES", size), ("MOST_BYTES", size), ("BLOCK_BYTES", 16 * MIB)):
         monkeypatch.setattr(rates, name, value)
     with Proxy(seaweed_env.url, bytes_per_s=4_000_000) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
         found = look(seaweed_env.uri, seconds=2.5)
     assert found.upload.measured_bytes < size
-    assert 1e6 < (found.upload.bytes_per_s or 0) < 16e6  # what the buffers swallow in so short a time counts as sent
+    assert 1e5 < (found.upload.bytes_per_s or 0) < 7e6
     assert found.download.measured_bytes == MIB
     assert allowed(found) == EVERYTHING
     assert (seaweed_env.keys(), seaweed_env.uploads()) == ([], [])

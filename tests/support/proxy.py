@@ -27,6 +27,8 @@ from urllib.parse import urlsplit
 from tests.support.servers import wait_until
 
 _PIECE = 64 * 1024
+_LINE_BUFFER = 64 * 1024
+"""Of a slow line: the kernel's buffers, and asyncio's, else grow to megabytes a connection, which seem to arrive."""
 
 
 @dataclass(frozen=True)
@@ -204,8 +206,12 @@ class Proxy:
         self._loop.close()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**20, ssl=self._tls)
-        self.port = self._server.sockets[0].getsockname()[1]
+        listening = socket.create_server(("127.0.0.1", 0))
+        if self.bytes_per_s is not None:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LINE_BUFFER)
+        limit = 2**20 if self.bytes_per_s is None else _LINE_BUFFER
+        self._server = await asyncio.start_server(self._accept, sock=listening, limit=limit, ssl=self._tls)
+        self.port = listening.getsockname()[1]
 
     async def _end(self) -> None:
         assert self._server is not None
