@@ -164,7 +164,7 @@ class History(Mapping[str, Mapping[str, Series]]):
             self._say(f"warning: {series.path} is {number} at step {step}; the last snapshot without it is kept")
 
     def _new_series(self, set: str, name: str) -> Series:
-        if not set or "/" in set or ":" in set or not name or ":" in name:
+        if not isinstance(set, str) or not set or "/" in set or ":" in set or not name or ":" in name:
             raise UsageError(f"metric {set!r} / {name!r}: a set has no '/' or ':', a name no ':'", hint="rename it")
         return self._sets.setdefault(set, {}).setdefault(name, Series(self, set, name))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +11,14 @@ from spotckpt.errors import UsageError
 from spotckpt.snapshot.open import open_run_store
 from spotckpt.training.fetching import fetch
 from spotckpt.training.filling import Filling
+from spotckpt.training.request import address_text
 from spotckpt.training.restore import MapLocation, decode_value
 from spotckpt.training.start import find, global_random_kept
 
 
-def load(uri: str, *, only: str | Sequence[str] | None = None, map_location: MapLocation = "cpu") -> dict[str, Any]:
+def load(
+    uri: str | os.PathLike[str], *, only: str | Sequence[str] | None = None, map_location: MapLocation = "cpu"
+) -> dict[str, Any]:
     """The states in a snapshot by name, as `state_dict()` gave them: `load(uri, only="model")["model"]`.
 
     Every byte is checked against its digest. No agent is needed and nothing is claimed.
@@ -30,7 +34,7 @@ def load(uri: str, *, only: str | Sequence[str] | None = None, map_location: Map
         StoreError: the store cannot be read.
     """
     names = None if only is None else {only} if isinstance(only, str) else set(only)
-    address = Address.parse(uri)
+    address = Address.parse(address_text(uri, given_to="load") or "")
     with global_random_kept():
         store = open_run_store(address.uri)
         snapshot, _ = find(store, address)
@@ -48,5 +52,5 @@ def load(uri: str, *, only: str | Sequence[str] | None = None, map_location: Map
         saved.read(filling)
     missing = sorted((names or set()) - set(states))
     if missing:
-        raise UsageError(f"snapshot {snapshot} does not hold {', '.join(missing)}", hint="see: spotckpt show " + uri)
+        raise UsageError(f"snapshot {snapshot} does not hold {', '.join(missing)}", hint=f"see: spotckpt show {uri}")
     return states

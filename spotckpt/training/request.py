@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict, cast
 from spotckpt.address import Address, Metric, fill_template
 from spotckpt.config import Best, Every, Keep, Settings, parse_seconds, parse_speed
 from spotckpt.errors import AddressError, SettingError, UsageError, WorldSizeError
+from spotckpt.notices.ec2 import choose_endpoint
 
 Resume = Literal["replay", "skip"]
 
@@ -135,6 +136,7 @@ def make_settings(options: Options) -> Settings:
     endpoint = options.get("metadata_endpoint", "")
     if not isinstance(endpoint, str):
         raise SettingError(f"metadata_endpoint={endpoint!r} is not a URL", hint="leave it out for EC2's own")
+    choose_endpoint(endpoint)  # else a private agent would fail by it, again and again
     limit = options.get("upload_limit")
     best = _metric(options.get("keep_best"))
     return Settings(
@@ -149,8 +151,14 @@ def make_settings(options: Options) -> Settings:
         sigterm_grace_s=_sigterm_grace_s(options),
         call_timeout_s=parse_seconds(options.get("call_timeout", 60.0), name="call_timeout"),
         metadata_endpoint=endpoint,
-        takeover=bool(options.get("takeover")) or _is_set(os.environ, "SPOTCKPT_TAKEOVER"),
+        takeover=_takeover(options.get("takeover", False)) or _is_set(os.environ, "SPOTCKPT_TAKEOVER"),
     )
+
+
+def _takeover(given: object) -> bool:
+    if not isinstance(given, bool):  # "no" is true
+        raise SettingError(f"takeover={given!r:.60} is not known", hint="it is True or False")
+    return given
 
 
 def _sigterm_grace_s(options: Options) -> float:

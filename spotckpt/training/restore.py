@@ -132,17 +132,32 @@ def _device(saved: str, map_location: MapLocation, path: str) -> torch.device:
         text: str | torch.device = map_location.get(saved, saved)
     else:
         text = saved if map_location is None else map_location
-    try:
-        wanted = torch.device(text)
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(
-            f"{path or 'a tensor'}: {text!r:.40} is not a device", hint="as in map_location='cpu'"
-        ) from error
+    wanted = _named(text, path)
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise MismatchError(
             f"{path or 'a tensor'}: {wanted} is not on this machine", hint="say where it goes, as in map_location='cpu'"
         )
     return wanted
+
+
+def _named(text: Any, path: str) -> torch.device:
+    try:
+        return torch.device(text)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(
+            f"{path or 'a tensor'}: {text!r:.40} is not a device", hint="as in map_location='cpu'"
+        ) from error
+
+
+def check_map_location(map_location: object) -> None:
+    """Whether it names devices, here or elsewhere, before there is anything to restore.
+
+    Raises:
+        UsageError: it does not.
+    """
+    for device in map_location.values() if isinstance(map_location, Mapping) else (map_location,):
+        if device is not None or isinstance(map_location, Mapping):
+            _named(device, "track: map_location")
 
 
 def prepare(

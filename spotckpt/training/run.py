@@ -222,9 +222,10 @@ class Run:
         Args:
             k: the best k instead, the best first; of equals the earliest.
         """
+        _check_mode(mode)
         if k is None:
             return self._history.best(set, name, mode)
-        return self._history.top(set, name, mode, k)
+        return self._history.top(set, name, mode, _positive("k", k))
 
     def improved(self, set: str, name: str, mode: Mode = "min", *, patience: int = 1, by: float = 0.0) -> bool:
         """Whether one of the last `patience` values is better than all before them; for early stopping and plateaus.
@@ -235,6 +236,7 @@ class Run:
         Args:
             by: how much better one must be.
         """
+        _check_mode(mode)
         return self._history.improved(set, name, mode, patience=_positive("patience", patience), by=by)
 
     # Snapshots by hand
@@ -476,9 +478,15 @@ def _step(step: object) -> int:
 
 
 def _positive(name: str, number: object) -> int:
-    if not isinstance(number, int) or number < 1:
+    count = _index(number)
+    if count < 1:
         raise UsageError(f"{name}={number!r:.60} is no count", hint=f"as in {name}=5")
-    return number
+    return count
+
+
+def _check_mode(mode: object) -> None:
+    if mode not in ("min", "max"):
+        raise UsageError(f"mode={mode!r:.60} is not known", hint='it is "min" or "max"')
 
 
 class Batches(Generic[T]):

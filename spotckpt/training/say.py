@@ -15,13 +15,24 @@ _LONG_S = 0.5
 
 def say(text: str) -> None:
     """Writes one line; a closed standard error is no reason to stop a training."""
+    _write(f"spotckpt: {redacted(text)}\n")
+
+
+def _write(text: str) -> None:
     if sys.stderr is None:
         return
     try:
-        sys.stderr.write(f"spotckpt: {redacted(text)}\n")
+        sys.stderr.write(text)
         sys.stderr.flush()
     except (OSError, ValueError):  # a broken pipe, a closed file
         return
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # a closed file
+        return False
 
 
 class Progress:
@@ -42,13 +53,12 @@ class Progress:
     def __call__(self, done: int, total: int, remark: str = "") -> None:
         """Shows how far it is, at most five times a second; the last number ends the line."""
         now = time.monotonic()
-        if sys.stderr is None or not sys.stderr.isatty() or self._ended or (done < total and now - self._shown < 0.2):
+        if not _is_terminal() or self._ended or (done < total and now - self._shown < 0.2):
             return
         self._shown, self._ended = now, done >= total
         text = f"{self._what}: {done:,} of {total:,} {self._unit}{remark}"
         self._width = max(self._width, len(text))  # a shorter line must cover the longer one before it
-        sys.stderr.write(f"\rspotckpt: {text:{self._width}}" + "\n" * (done >= total))
-        sys.stderr.flush()
+        _write(f"\rspotckpt: {text:{self._width}}" + "\n" * (done >= total))
 
 
 class Arriving:

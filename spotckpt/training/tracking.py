@@ -19,7 +19,7 @@ from spotckpt.training.filling import Filling
 from spotckpt.training.grads import GradWatch, restore_gradients
 from spotckpt.training.hyper import Built, Settings, Wins, built_of, settle, wins_always, wins_base, wins_of
 from spotckpt.training.objects import kind_of
-from spotckpt.training.restore import Load, MapLocation, check_override, prepare
+from spotckpt.training.restore import Load, MapLocation, check_map_location, check_override, prepare
 
 RESERVED = ("vars", "run")
 
@@ -89,6 +89,7 @@ class Tracked:
         """
         keys = {name: as_names(f"override of {name}", wanted) for name, wanted in as_mapping(override).items()}
         optional, drop = as_names("optional", optional), as_names("drop", drop)
+        check_map_location(map_location)
         self._check_names(objects, keys, optional)
         self._dropped |= set(drop)
         for name, obj in objects.items():

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import spotckpt
-from spotckpt.errors import NothingRestorable, SnapshotError
-from tests.training.machine import Bucket, Machine, machine
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Machine]:
-    with machine() as found:
-        yield found
+from spotckpt.errors import AddressError, NothingRestorable, SnapshotError, UsageError
+from tests.training.machine import Bucket, Machine
 
 
 def test_damage_elsewhere_does_not_matter_and_damage_here_does(here: Machine, tmp_path: Path) -> None:
@@ -33,6 +26,11 @@ def test_damage_elsewhere_does_not_matter_and_damage_here_does(here: Machine, tm
 
 
 def test_an_empty_place_is_said_to_be_one(tmp_path: Path) -> None:
-    with pytest.raises(NothingRestorable, match="holds no snapshot"):
-        spotckpt.load(f"file://{tmp_path}/nothing")
+    for uri in (f"file://{tmp_path}/nothing", tmp_path / "nothing"):
+        with pytest.raises(NothingRestorable, match="holds no snapshot"):
+            spotckpt.load(uri)
     assert not (tmp_path / "nothing").exists()
+    with pytest.raises(UsageError, match="load was given 3, which is no address"):
+        spotckpt.load(3)  # type: ignore[arg-type]
+    with pytest.raises(AddressError, match="has no path"):
+        spotckpt.load(None)  # type: ignore[arg-type]

@@ -145,11 +145,17 @@ def test_unknown_options_are_refused_where_they_are_written() -> None:
         ("keep_best", "top1"),
         ("keep_best", 3),
         ("metadata_endpoint", 3),
+        ("takeover", "no"),
     ],
 )
 def test_a_value_that_is_none_of_the_options_names_it(name: str, value: object) -> None:
     with pytest.raises(SettingError, match=f"^{name}="):
         make_settings({name: value})  # type: ignore[misc]
+
+
+def test_a_metadata_endpoint_that_is_none_is_told_before_any_agent_fails_by_it() -> None:
+    with pytest.raises(SettingError, match="'bogus' is not http://HOST:PORT"):
+        make_settings({"metadata_endpoint": "bogus"})
 
 
 def test_an_address_may_be_a_path_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,24 @@ def test_metrics_are_kept_by_set_name_step_and_epoch() -> None:
         assert {name: list(curves) for name, curves in run.history.items()} == {"train": ["loss"], "valid": ["top1"]}
 
 
+def test_what_is_asked_of_the_history_is_checked() -> None:
+    with spotckpt.open_run() as run:
+        for _ in run.steps(4):
+            run.log("valid", loss=float(run.step))
+        for ask in (run.best, run.improved):
+            with pytest.raises(UsageError, match="mode='minimum' is not known"):
+                ask("valid", "loss", "minimum")  # type: ignore[operator]
+        for number in (0, -1, "3", 1.5):
+            with pytest.raises(UsageError, match="is no count"):
+                run.best("valid", "loss", k=number)  # type: ignore[call-overload]
+            with pytest.raises(UsageError, match="is no count"):
+                run.improved("valid", "loss", patience=number)  # type: ignore[arg-type]
+        assert [one.step for one in run.best("valid", "loss", "min", k=np.int64(2))] == [0, 1]
+        assert not run.improved("valid", "loss", patience=np.int64(2))
+        with pytest.raises(UsageError, match="metric 3 / 'loss'"):
+            run.log(3, loss=1.0)  # type: ignore[arg-type]
+
+
 def test_values_are_checked_where_they_are_assigned() -> None:
     with spotckpt.open_run() as run:
         run.vars["ok"] = {"names": ["a", "b"], 3: torch.zeros(2)}
@@ -149,6 +167,8 @@ def test_override_and_names_are_checked_before_there_is_anything_to_restore() ->
             "is no mapping": {"override": ["lr"]},
             "track: model_ is not tracked": {"optional": "model_"},
             "are no names": {"drop": 3},
+            "'gpu:0' is not a device": {"map_location": "gpu:0"},
+            "is not a device": {"map_location": {"cuda:0": None}},
         }
         for message, given in refused.items():
             with pytest.raises(UsageError, match=message):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from spotckpt.training.say import Arriving
+from spotckpt.training.say import Arriving, Progress, say
 
 
 def arrive(total_bytes: int) -> None:
@@ -38,6 +38,15 @@ def test_a_pipe_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", pipe)
     arrive(200_000_000)
     assert pipe.getvalue() == ""
+
+
+def test_a_closed_standard_error_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for closed in (open(os.devnull, "w"), None):  # noqa: PTH123, SIM115
+        if closed is not None:
+            closed.close()
+        monkeypatch.setattr(sys, "stderr", closed)
+        say("nobody hears it")
+        Progress("uploading", "bytes")(1, 1)
 
 
 def test_what_the_check_raises_ends_it() -> None:
