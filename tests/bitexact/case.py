@@ -89,18 +89,17 @@ def pause(run: Run) -> None:
     """Called somewhere in every batch of a spot loop: makes it last, so that a kill may land here.
 
     The first call of a process reports where the training goes on. The environment may ask to perturb one generator
-    then (to see whether the harness notices), and to hold the training when `run.step` has come to a number.
+    then (to see whether the harness notices), and to hold the training when `run.step` has come to a number, until it
+    is killed or told to go.
     """
-    first = "first" not in _seen
-    if first:
+    if "first" not in _seen:
         _seen.add("first")
         _report(run)
         if run.resumed_from is not None and _PERTURB:
             {"torch": lambda: torch.rand(1), "numpy": np.random.random, "python": random.random}[_PERTURB]()
-    # Uploads get time to end before the boundary that is waited for: with all slots taken its snapshot is skipped.
-    time.sleep(1.0 if run.step == _HOLD - 1 and not first else _DELAY)
-    if 0 <= _HOLD <= run.step:
-        time.sleep(300)
+    time.sleep(_DELAY)
+    while 0 <= _HOLD <= run.step and not Path(f"{_TRACE}.go").exists():
+        time.sleep(0.01)
 
 
 def _report(run: Run) -> None:

@@ -11,8 +11,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +20,10 @@ from typing import Any
 from tests.bitexact.bucket import Bucket, Objects
 from tests.bitexact.cases import CASES
 from tests.bitexact.outcome import Dump
+from tests.training.child import Child
+from tests.training.forked import ROOT
 
+WORKER = Path(__file__).with_name("worker.py")
 PATIENCE_S = 120.0
 """For whatever a process is waited for: a machine may be busy with other tests."""
 
@@ -54,22 +55,21 @@ class Options:
 class Life:
     """One process of the spot training, with a runtime directory and a spool of its own."""
 
-    def __init__(self, number: int, folder: Path, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, number: int, folder: Path, options: list[str], environment: dict[str, str]) -> None:
         self.number, self.folder = number, folder
         self.runtime = folder / "runtime"
         self._trace = folder / "trace.json"
         for path in (self.runtime, folder / "spool"):
             path.mkdir(parents=True, mode=0o700)
         own = {"SPOTCKPT_RUNTIME_DIR": self.runtime, "SPOTCKPT_SPOOL": folder / "spool", "SPOT_TEST_TRACE": self._trace}
-        with (folder / "stderr").open("wb") as stderr:
-            self.process = subprocess.Popen(
-                command, env=environment | {name: str(path) for name, path in own.items()}, stdout=stderr, stderr=stderr
-            )
+        environment = environment | {name: str(path) for name, path in own.items()}
+        # the first one has hashes of its own: no order of a set that is in a snapshot may matter
+        self.process = Child(WORKER, options, environment, folder / "output", exec_python=number == 1)
 
     @property
     def said(self) -> str:
-        """What it wrote to its standard error."""
-        return (self.folder / "stderr").read_text(errors="replace")
+        """What it wrote."""
+        return (self.folder / "output").read_text(errors="replace")
 
     @property
     def trace(self) -> dict[str, Any] | None:
@@ -87,26 +87,31 @@ class Life:
         found = {}
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
+                if entry.name.isdigit() and (self._is_trainers(entry) or mark in (entry / "environ").read_bytes()):
                     found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:  # it ended, or it is not ours
                 continue
         return found
 
+    def _is_trainers(self, process: Path) -> bool:
+        """Whether it is of the trainer's session, and lives. What is forked shows the environment of its parent."""
+        state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+        return int(session) == self.process.pid and state not in "ZX"
+
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
         """Polls until the condition holds; the process must not end before."""
         until = time.monotonic() + PATIENCE_S
         while not condition():
-            assert self.process.poll() is None, f"ended with {self.process.returncode} before {what}:\n{self.said}"
+            status = self.process.status
+            assert status is None, f"ended with {status} before {what}:\n{self.said}"
             assert time.monotonic() < until, f"no {what} within {PATIENCE_S:.0f} s:\n{self.said}"
             time.sleep(0.01)
 
     def kill(self) -> None:
         """SIGKILL to all of the machine, until nothing is left of it."""
         members = self.members()
-        assert self.process.poll() is None, (
-            f"ended with {self.process.returncode} before it could be killed:\n{self.said}"
-        )
+        status = self.process.status
+        assert status is None, f"ended with {status} before it could be killed:\n{self.said}"
         assert any("spotckpt.agent" in line for line in members.values()), f"no agent to kill: {members}"
         while members:
             for pid in members:
@@ -114,12 +119,15 @@ class Life:
             self.process.wait(PATIENCE_S)
             members = self.members()
 
+    def go(self) -> None:
+        """Lets it train on where it holds."""
+        self._trace.with_suffix(".json.go").touch()
+
     def finish(self) -> None:
         """Waits for the end of the training, which must be a good one."""
-        try:
-            status = self.process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"did not finish within {PATIENCE_S:.0f} s:\n{self.said}") from None
+        self.go()
+        status = self.process.wait(PATIENCE_S)
+        assert status is not None, f"did not finish within {PATIENCE_S:.0f} s:\n{self.said}"
         assert status == 0, f"ended with {status}:\n{self.said}"
 
 
@@ -150,37 +158,38 @@ class Trial:
 
     def train_plainly(self) -> Dump:
         """The reference: one process, no spotckpt."""
-        done = subprocess.run(
-            self._command("plain", self.folder / "plain"),
-            env=_environment({}),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PATIENCE_S,
-        )
-        assert done.returncode == 0, done.stderr
+        output = self.folder / "plain.output"
+        options = self._options("plain", self.folder / "plain")
+        status = Child(WORKER, options, _environment({}), output, exec_python=False).wait(PATIENCE_S)
+        assert status == 0, output.read_text()
         return Dump.read(self.folder / "plain")
 
     def train_on_spot(self, *, kills: int = 3) -> Dump:
         """Takes the machine away at random moments all over the training, and once at least in mid-epoch."""
-        life = self.start()
+
+        def hold() -> str:
+            """The step at which the next life waits for its kill: past where that may come, past the hold before."""
+            begun = len(self.lives) + 1
+            return str(round(min(begun, kills) / (kills + 1) * self.num_batches) + 2 * begun)
+
+        life = self.start(SPOT_TEST_HOLD=hold())
         while len(self.lives) <= kills or not any(life.went_on_in_mid_epoch for life in self.lives):
             assert len(self.lives) < kills + 4, "never resumed in mid-epoch"
             share = min(len(self.lives) - 1 + self.chance.random(), kills) / (kills + 1)
             self.wait_for_commit(life, round(share * self.num_batches))
             time.sleep(self.chance.uniform(0, 2 * self.options.delay_s))
-            life = self.replace(life)
+            life = self.replace(life, SPOT_TEST_HOLD=hold())
         return self.finish(life)
 
     def start(self, **environment: str) -> Life:
         """A new process on a new machine; all but the first are built from another seed than the plain training's."""
         number = len(self.lives) + 1
         own = {"SPOT_TEST_DELAY": str(self.options.delay_s), "SPOT_TEST_SEED": str(6 + number)}
-        command = self._command("spot", self.folder / "spot")
-        command += ["--uri", self.bucket.uri, "--every", self.options.every]
-        command += [*["--open-run"] * self.options.open_run, *["--overlap"] * self.options.overlap]
+        options = self._options("spot", self.folder / "spot")
+        options += ["--uri", self.bucket.uri, "--every", self.options.every]
+        options += [*["--open-run"] * self.options.open_run, *["--overlap"] * self.options.overlap]
         environment = _environment(self.options.environment | own | environment)
-        self.lives.append(Life(number, self.folder / f"life{number}", command, environment))
+        self.lives.append(Life(number, self.folder / f"life{number}", options, environment))
         return self.lives[-1]
 
     def replace(self, life: Life, **environment: str) -> Life:
@@ -208,10 +217,10 @@ class Trial:
         newest = max(self.bucket.snapshots(), default=None)
         return newest is not None and newest.attempt == life.number and newest.step >= step
 
-    def _command(self, mode: str, out: Path) -> list[str]:
-        return [sys.executable, "-m", "tests.bitexact.worker", self.case, mode, "--out", str(out)]
+    def _options(self, mode: str, out: Path) -> list[str]:
+        return [self.case, mode, "--out", str(out)]
 
 
 def _environment(own: dict[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
-    return kept | own
+    return kept | {"PYTHONPATH": str(ROOT)} | own

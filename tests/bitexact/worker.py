@@ -1,4 +1,4 @@
-"""A process of the matrix: `python -m tests.bitexact.worker CASE plain|spot --uri URI --out PATH`.
+"""A process of the matrix: `python tests/bitexact/worker.py CASE plain|spot --uri URI --out PATH`.
 
 Trains the case to its end and dumps what came out. `SPOT_TEST_SEED` seeds the generators before anything is built; a
 restarted spot training gets another seed than its first life, so that whatever spotckpt does not restore shows.

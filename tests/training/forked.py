@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests/training/scripts/train.py"
 
 
-def run_script(argv: list[str], environment: dict[str, str], stderr: str) -> None:
-    """Becomes `python argv...` with that environment and standard error."""
-    fd = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+def run_script(argv: list[str], environment: dict[str, str], output: str) -> None:
+    """Becomes `python argv...` with that environment, output and a session of its own."""
+    os.setsid()
+    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for stream in (1, 2):
         os.dup2(fd, stream)
     os.close(fd)

@@ -8,55 +8,45 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import pytest
 
 from spotckpt.agent import locks
 from spotckpt.agent.client import Client
 from spotckpt.agent.paths import SOCKET_NAME
-from tests.support.forkserver import PROCESSES
 from tests.support.servers import wait_until
-from tests.training.forked import ROOT, SCRIPT, run_script
+from tests.training.child import Child
+from tests.training.forked import ROOT, SCRIPT
 
 PATIENCE_S = 60.0
 
 
 class Trainer:
-    """One process of `scripts/train.py`: a new interpreter, or (quicker) a fork of one that has torch imported."""
+    """One process of `scripts/train.py`."""
 
     def __init__(self, folder: Path, options: list[str], environment: Mapping[str, str], *, exec_python: bool) -> None:
-        self._stderr, self._trace = folder / "stderr", folder / "trace"
-        self._stderr.touch()
-        argv = [str(SCRIPT), *options, f"--trace={self._trace}"]
-        self._process: subprocess.Popen[bytes] | BaseProcess
-        if exec_python:
-            with self._stderr.open("wb") as stderr:
-                self._process = subprocess.Popen([sys.executable, *argv], env=dict(environment), stderr=stderr)
-        else:
-            self._process = PROCESSES.Process(target=run_script, args=(argv, dict(environment), str(self._stderr)))
-            self._process.start()
+        self._output, self._trace = folder / "output", folder / "trace"
+        options = [*options, f"--trace={self._trace}"]
+        self._process = Child(SCRIPT, options, environment, self._output, exec_python=exec_python)
 
     @property
     def pid(self) -> int:
-        assert self._process.pid is not None
         return self._process.pid
 
     @property
     def status(self) -> int | None:
         """The exit status, minus the signal's number if one killed it; None while it runs."""
-        return self._process.poll() if isinstance(self._process, subprocess.Popen) else self._process.exitcode
+        return self._process.status
 
     @property
     def said(self) -> str:
-        return self._stderr.read_text(errors="replace")
+        return self._output.read_text(errors="replace")
 
     @property
     def trace(self) -> list[str]:
@@ -92,7 +82,7 @@ class Trainer:
             assert status is None, f"ended with {status} before {text!r}:\n{self.said}"
             return False
 
-        wait_until(there, timeout_s=PATIENCE_S, what=f"stderr {text!r}")
+        wait_until(there, timeout_s=PATIENCE_S, what=f"output {text!r}")
 
     def go(self) -> None:
         """Ends the act `spin`."""
@@ -126,6 +116,11 @@ class Machine:
         self.trainers: list[Trainer] = []
         self._agents: set[int] = set()
         self._stopped: set[int] = set()
+
+    def enter(self, patch: pytest.MonkeyPatch) -> None:
+        """This process trains here, too."""
+        for name in ("SPOTCKPT_RUNTIME_DIR", "SPOTCKPT_SPOOL"):
+            patch.setenv(name, self.environment[name])
 
     def start(
         self, uri: str | None, *options: str, env: Mapping[str, str] | None = None, exec_python: bool = False
