@@ -16,12 +16,26 @@ def here() -> Iterator[Machine]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Machine]:
+    """One machine for a module whose tests leave its agent alone: starting an agent is most of a small test."""
+    with machine() as found:
+        yield found
+
+
+@pytest.fixture
+def on_shared(shared: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """This process trains there."""
+    shared.enter(monkeypatch)
+    return shared
+
+
 @pytest.fixture
 def bucket(tmp_path: Path) -> Bucket:
     return Bucket(f"file://{tmp_path}/run")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The last line of a training that was never interrupted."""
     with machine() as found:

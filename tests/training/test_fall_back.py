@@ -34,8 +34,8 @@ def damage(root: Path, snapshot: str, tensor: str) -> None:
 
 
 def broken_off(here: Machine, bucket: Bucket) -> list[str]:
-    """A run that ended by an exception in step 4; its snapshots."""
-    here.train(bucket.uri, "--at=4", "--act=raise", "--delay=0.3", status=1)
+    """A run that ended by an exception in step 4; its snapshots, of steps 2 and 4."""
+    here.train(bucket.uri, "--every=1h", "--save-in=1", "--save-in=3", "--at=4", "--act=raise", status=1)
     return [manifest["snapshot"] for manifest in bucket.manifests()]
 
 
@@ -72,10 +72,9 @@ def test_none_is_left(here: Machine, there: Machine, tmp_path: Path, plain: str)
 
 def test_the_last_snapshot_of_a_finished_run(here: Machine, there: Machine, tmp_path: Path, plain: str) -> None:
     bucket = Bucket(f"file://{tmp_path}/run")
-    here.train(bucket.uri)
-    final = bucket.manifests()[-1]
-    assert final["finished"]
-    before = bucket.manifests()[-2]
+    here.train(bucket.uri, "--every=1h", "--save-in=4", "--save-in=9")
+    _, before, final = bucket.manifests()
+    assert final["finished"] and before["step"] == final["step"]
     # the last step's weights are in the pack of the snapshot before, as nothing changed since
     for manifest in (before, final):
         for pack in (tmp_path / "run" / "packs" / manifest["snapshot"]).glob("rank-*.safetensors"):
@@ -92,7 +91,8 @@ def test_the_last_snapshot_of_a_finished_run(here: Machine, there: Machine, tmp_
 @pytest.mark.fault(44)
 def test_a_pack_that_is_replaced_while_it_is_read(here: Machine, there: Machine, s3_env: S3Env, plain: str) -> None:
     bucket = Bucket(s3_env.uri)
-    *older, newest = broken_off_at(here, bucket, s3_env)
+    here.environment.update(s3_env.environment)
+    *older, newest = broken_off(here, bucket)
     (key,) = [key for key in s3_env.keys(f"run/packs/{newest}") if key.endswith("rank-00000.safetensors")]
     body = s3_env.client.get_object(Bucket=s3_env.bucket, Key=key)["Body"].read()
 
@@ -112,7 +112,8 @@ def test_bodies_that_end_early_or_are_shorter_than_asked_for(
     here: Machine, there: Machine, s3_env: S3Env, plain: str
 ) -> None:
     bucket = Bucket(s3_env.uri)
-    newest = broken_off_at(here, bucket, s3_env)[-1]
+    here.environment.update(s3_env.environment)
+    newest = broken_off(here, bucket)[-1]
     with Proxy(s3_env.url) as proxy:
         proxy.on("GET", r"rank-00000\.safetensors", cut_reply(600), times=2)
         proxy.on("GET", r"rank-00000\.safetensors", answer(206, b"short"), times=2)
@@ -121,11 +122,6 @@ def test_bodies_that_end_early_or_are_shorter_than_asked_for(
     assert "skipped" not in again.said
     assert again.trace[0].endswith(f" {newest}")
     assert again.end == plain
-
-
-def broken_off_at(here: Machine, bucket: Bucket, env: S3Env) -> list[str]:
-    here.train(bucket.uri, "--at=4", "--act=raise", "--delay=0.3", status=1, env=env.environment)
-    return [manifest["snapshot"] for manifest in bucket.manifests()]
 
 
 # In this process, with an agent of its own
@@ -137,8 +133,7 @@ class Boom(Exception):
 
 @pytest.fixture
 def at(here: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    for name in ("SPOTCKPT_RUNTIME_DIR", "SPOTCKPT_SPOOL"):
-        monkeypatch.setenv(name, here.environment[name])
+    here.enter(monkeypatch)
     return f"file://{tmp_path}/run"
 
 

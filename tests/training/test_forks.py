@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from spotckpt.snapshot.fetch import read_manifest
 from spotckpt.snapshot.history import read_history
 from spotckpt.snapshot.open import open_run_store
 from tests.cli.command import in_process
-from tests.training.machine import Machine, machine
+from tests.training.machine import Machine
 
 FORKED_AT, BROKEN_AT, STEPS = 13, 19, 26
 OLD, NEW = 0.1, 0.01
@@ -145,24 +145,14 @@ def train(uri: str, told: Told, *, lr: float = OLD, until: int = STEPS, override
             function.at(uri)(lr=lr)
 
 
-@pytest.fixture(scope="module")
-def here() -> Iterator[Machine]:
-    with machine() as found:
-        yield found
-
-
-@pytest.fixture(autouse=True)
-def on_this_machine(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SPOTCKPT_RUNTIME_DIR", "SPOTCKPT_SPOOL"):
-        monkeypatch.setenv(name, here.environment[name])
+pytestmark = pytest.mark.usefixtures("on_shared")
 
 
 @pytest.fixture(scope="module")
-def parent(here: Machine, tmp_path_factory: pytest.TempPathFactory) -> str:
+def parent(shared: Machine, tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = f"file://{tmp_path_factory.mktemp('parent')}/run"
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("SPOTCKPT_RUNTIME_DIR", "SPOTCKPT_SPOOL"):
-            patch.setenv(name, here.environment[name])
+        shared.enter(patch)
         train(uri, Told(), until=FORKED_AT)
     return uri
 

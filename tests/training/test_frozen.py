@@ -10,10 +10,11 @@ import torch
 
 import spotckpt
 from tests.support.checker import check
-from tests.support.servers import S3Env
+from tests.support.servers import S3Env, wait_until
 from tests.training.machine import Bucket, Machine, machine
 
-OPTIONS = ("--frozen=4000000", "--width=16000", "--every=1 steps", "--delay=0.2")  # 16 MB, and 0.8 MB that change
+OPTIONS = ("--frozen=4000000", "--width=16000")  # 16 MB, and 0.8 MB that change
+SAVED = ("--save-in=2", "--save-in=7")
 MIB = 1 << 20
 
 
@@ -36,11 +37,12 @@ def test_the_second_snapshot_uploads_what_changed_and_so_does_the_first_of_the_n
         monkeypatch.setenv(name, value)
     plain, bucket = Bucket(f"{seaweed_env.uri}-plain"), Bucket(seaweed_env.uri)
     end = there.train(plain.uri, *OPTIONS, "--every=1h").end
-    first = here.start(bucket.uri, *OPTIONS, "--at=5", "--act=hold")
+    first = here.start(bucket.uri, *OPTIONS, *SAVED, "--at=5", "--act=hold")
     first.wait_for("holding")
+    wait_until(lambda: len(bucket.manifests()) >= 2, what="the one that was asked for, and another")
     first.signal(signal.SIGKILL)
     here.kill_agent()
-    second = there.train(bucket.uri, *OPTIONS)
+    second = there.train(bucket.uri, *OPTIONS, *SAVED)
     assert "resumed" in second.said and second.steps[0] > 0
     assert second.end == end
 

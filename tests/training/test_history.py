@@ -69,7 +69,7 @@ def test_killed_again_and_again_a_curve_has_no_gap_and_no_point_twice(here: Mach
 
 def test_a_rewind_takes_the_curve_back(here: Machine, tmp_path: Path) -> None:
     uri = f"file://{tmp_path}/run"
-    here.train(uri, "--every=1h", "--at=3", "--act=save", f"--rows={ROWS}")
+    here.train(uri, "--every=1h", "--save-in=3", f"--rows={ROWS}")
     here.train(f"{uri}@step=4", "--epochs=1", f"--rows={ROWS}")
     last = manifests(uri)[-1]
     assert last.snapshot.attempt == 2 and last.step == 5
@@ -78,11 +78,9 @@ def test_a_rewind_takes_the_curve_back(here: Machine, tmp_path: Path) -> None:
 
 def test_values_of_all_kinds_and_decisions_survive_a_resume(here: Machine, tmp_path: Path) -> None:
     uri = f"file://{tmp_path}/run"
-    environment = {"SPOTCKPT_RUNTIME_DIR": str(here.runtime), "SPOTCKPT_SPOOL": str(here.spool)}
     for life in range(3):
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
+            here.enter(patch)
             with spotckpt.open_run(uri, every="1h") as run:
                 for step in run.steps(4 * life + 4):
                     loss = [5.0, 3.0, 4.0, 3.5, 3.2, 2.0, 2.5][min(step, 6)]
@@ -130,8 +128,7 @@ def test_a_metric_that_turns_nan_is_said_once_and_kept(
 ) -> None:
     uri = f"file://{tmp_path}/run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPOTCKPT_RUNTIME_DIR", str(here.runtime))
-        patch.setenv("SPOTCKPT_SPOOL", str(here.spool))
+        here.enter(patch)
         with spotckpt.open_run(uri, every="1 steps", keep="last=1") as run:
             for step in run.steps(6):
                 run.log("train", loss=1.0 if step < 3 else float("nan"))

@@ -29,7 +29,7 @@ def test_training_goes_on_until_the_plan_says_so(news: News) -> None:
         {"event": "plan", "uri": URI, "kind": "spot", "action": "terminate", "plan": "last", "seconds_left": 20.0}
     )
     assert news.stop is not None and news.stop.snapshot and news.stop.why == "spot notice (terminate)"
-    assert news.stop.deadline is not None and 19 < news.stop.deadline.seconds_left <= 20
+    assert news.stop.deadline is not None and 10 < news.stop.deadline.seconds_left <= 20
 
 
 @pytest.mark.parametrize(("plan", "snapshot"), [("last", True), ("stop", False), (None, True)])

@@ -72,7 +72,7 @@ class Held(list[Any]):
 
     def __getitem__(self, row: Any) -> Any:
         if threading.current_thread().name == "spotckpt-copy":
-            assert self.go.wait(30)
+            assert self.go.wait(60)
         return super().__getitem__(row)
 
 
@@ -180,9 +180,9 @@ def test_ctrl_c_while_a_step_waits_changes_nothing_and_the_copy_is_sealed(area: 
     training = Training()
     paused = training.bytes_now()
     stager, go = begin(training, area)
-    loop = threading.get_ident()
-    threading.Timer(0.2, signal.pthread_kill, [loop, signal.SIGINT]).start()
+    interrupt = threading.Timer(0.2, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
     with pytest.raises(KeyboardInterrupt):
+        interrupt.start()
         training.optimizer.step()
     assert stager.under_way
     go.set()

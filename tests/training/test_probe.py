@@ -100,8 +100,7 @@ def probed(tmp_path, monkeypatch, here):
     folder.mkdir()
     monkeypatch.setenv(PROBE_VARIABLE, str(folder))
     monkeypatch.setenv("SPOTCKPT_URI", f"file://{tmp_path}/run")
-    for name in ("SPOTCKPT_RUNTIME_DIR", "SPOTCKPT_SPOOL"):
-        monkeypatch.setenv(name, here.environment[name])
+    here.enter(monkeypatch)
     return folder
 
 

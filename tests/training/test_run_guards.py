@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 import spotckpt
 from spotckpt.errors import MismatchError, UsageError
-from tests.training.machine import Bucket, Machine, machine
+from tests.training.machine import Bucket
 
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Machine]:
-    with machine() as found:
-        yield found
-
-
-@pytest.fixture(autouse=True)
-def on_this_machine(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SPOTCKPT_RUNTIME_DIR", "SPOTCKPT_SPOOL"):
-        monkeypatch.setenv(name, here.environment[name])
+pytestmark = pytest.mark.usefixtures("on_shared")
 
 
 class Boom(Exception):

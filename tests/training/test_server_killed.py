@@ -30,7 +30,7 @@ def committed(bucket: Bucket) -> list[str]:
 
 def test_a_training_outlives_the_server(here: Machine, seaweed: Seaweed, seaweed_env: S3Env, plain: str) -> None:
     bucket = Bucket(seaweed_env.uri)
-    trainer = here.start(bucket.uri, "--at=4", "--act=spin")
+    trainer = here.start(bucket.uri, "--save-in=1", "--at=4", "--act=spin")
     trainer.wait_for("spinning")
     wait_until(lambda: len(committed(bucket)) >= 2, what="two snapshots")
     before = committed(bucket)
@@ -50,7 +50,7 @@ def test_server_and_machine_die_together(
     here: Machine, there: Machine, seaweed: Seaweed, seaweed_env: S3Env, plain: str
 ) -> None:
     bucket = Bucket(seaweed_env.uri)
-    trainer = here.start(bucket.uri, "--at=4", "--act=spin")
+    trainer = here.start(bucket.uri, "--save-in=1", "--at=4", "--act=spin")
     trainer.wait_for("spinning")
     wait_until(lambda: len(committed(bucket)) >= 2, what="two snapshots")
     before = committed(bucket)

@@ -7,7 +7,6 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,20 +14,11 @@ import torch
 from torch.utils.data import DataLoader
 
 import spotckpt
-from spotckpt.errors import AgentError
-from tests.training.machine import Bucket, Machine, machine
+from spotckpt.errors import AgentError, MismatchError
+from tests.support.servers import wait_until
+from tests.training.machine import Bucket
 
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Machine]:
-    with machine() as found:
-        yield found
-
-
-@pytest.fixture(autouse=True)
-def on_this_machine(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SPOTCKPT_RUNTIME_DIR", "SPOTCKPT_SPOOL"):
-        monkeypatch.setenv(name, here.environment[name])
+pytestmark = pytest.mark.usefixtures("on_shared")
 
 
 def train(uri: str, num_epochs: int, *, num_workers: int = 0) -> torch.Tensor:
@@ -51,24 +41,30 @@ def open_things() -> tuple[int, set[str]]:
     return len(list(Path("/proc/self/fd").iterdir())), {thread.name for thread in threading.enumerate()}
 
 
+def own_threads() -> set[str]:
+    return {name for name in open_things()[1] if name.startswith("spotckpt-")}
+
+
 def test_nothing_is_left_behind_by_a_run(bucket: Bucket) -> None:
     train(f"{bucket.uri}-first", 1)
+    wait_until(lambda: not own_threads(), what="the end of the thread that warms slots up")
     before = open_things()
     for epochs in (1, 2, 3):
         train(bucket.uri, epochs)
-    assert open_things() == before
+    wait_until(lambda: open_things() == before, what="that nothing is left")
     assert bucket.attempts() == [1, 2, 3]
     hooks = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)._optimizer_step_post_hooks
     assert not hooks
 
 
 def test_a_failed_start_gives_the_attempt_back(bucket: Bucket) -> None:
-    train(bucket.uri, 1)
-    with pytest.raises(spotckpt.SpotckptError, match="model"), spotckpt.open_run(bucket.uri) as run:
+    with pytest.raises(LookupError), spotckpt.open_run(bucket.uri, every="1 steps") as run:
+        run.track(model=torch.nn.Linear(2, 1))
+        run.boundary()
+        raise LookupError
+    with pytest.raises(MismatchError, match="holds model"), spotckpt.open_run(bucket.uri) as run:
         next(iter(run.epochs(2)))
-    began = time.monotonic()
-    train(bucket.uri, 2)
-    assert time.monotonic() - began < 30, "waited for the attempt to become stale"
+    assert bucket.attempts() == [1, 2] and bucket.released(2)
 
 
 def test_a_run_is_opened_once_per_process(bucket: Bucket) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from spotckpt.training.signals import TermSignal
 from tests.support.servers import wait_until
+from tests.training.native import wait_in_native_call
 
 
 class Heard:
@@ -50,31 +50,26 @@ def test_two_signals_are_one_action(heard: tuple[Heard, TermSignal]) -> None:
 
 @pytest.mark.fault(5)
 def test_a_long_operation_in_cpp_delays_nothing(heard: tuple[Heard, TermSignal]) -> None:
-    matrix = torch.randn(1200, 1200)
-    sent: list[float] = []
-
-    def send() -> None:
-        sent.append(time.monotonic())
+    def heard_meanwhile() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda: heard[0].times, what="the signal, while the main thread is in C")
 
-    timer = threading.Timer(0.05, send)
-    timer.start()
-    torch.linalg.svd(matrix)
-    ended = time.monotonic()
-    timer.join()
-    wait_until(lambda: heard[0].times)
-    assert heard[0].times[0] < ended, "heard only after the operation"
-    assert sent[0] < heard[0].times[0]
+    wait_in_native_call(heard_meanwhile)
+    assert len(heard[0].times) == 1
 
 
 def test_a_forked_worker_dies_of_its_own_signal_and_wakes_nobody(heard: tuple[Heard, TermSignal]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is what torch's loaders do
+        ready, tell = os.pipe()
         pid = os.fork()
     if pid == 0:
+        os.write(tell, b".")
         signal.pause()
         os._exit(0)
-    time.sleep(0.05)
+    os.read(ready, 1)
+    os.close(ready)
+    os.close(tell)
     os.kill(pid, signal.SIGTERM)
     _, status = os.waitpid(pid, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM

@@ -7,6 +7,7 @@ import ctypes
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 import spotckpt
+from tests.training.native import wait_in_native_call
 
 if TYPE_CHECKING:
     from spotckpt import Run
@@ -36,6 +38,9 @@ parser.add_argument("--width", type=int, default=8)
 parser.add_argument("--frozen", type=int, default=0, help="so many weights that are not trained")
 parser.add_argument("--at", type=int, default=-1, help="the step in whose body the act happens")
 parser.add_argument("--act", default="")
+parser.add_argument("--save-in", type=int, action="append", default=[], help="a step that asks for a snapshot")
+parser.add_argument("--signal", type=int, help="what the act `signal` sends to itself")
+parser.add_argument("--after", type=float, help="so many seconds later, while the training goes on")
 parser.add_argument("--trace", type=Path, required=True)
 parser.add_argument("--backwards", action="store_true", help="the wall clock goes the wrong way")
 parser.add_argument("--rows", type=int, default=0, help="so many more points are logged at each step")
@@ -83,6 +88,13 @@ def bereave() -> None:
     note("bereaved")
 
 
+def told_to_go() -> None:
+    """The test has said `go`."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not args.trace.with_suffix(".go").exists():
+        time.sleep(0.01)
+
+
 def act(run: Run, extra: Broken) -> None:  # noqa: C901, PLR0912
     """Whatever the test asked for."""
     match args.act:
@@ -96,9 +108,11 @@ def act(run: Run, extra: Broken) -> None:  # noqa: C901, PLR0912
         case "spin" | "unencodable_spin":
             extra.value = 1 if args.act == "spin" else (lambda: None)
             note("spinning")
-            end = time.monotonic() + 120
-            while time.monotonic() < end and not args.trace.with_suffix(".go").exists():
+            told_to_go()
+        case "hear":
+            while not run._saver.session.news.early:
                 time.sleep(0.01)
+            note("heard")
         case "finish":
             run.finish()
         case "os_exit":
@@ -107,18 +121,18 @@ def act(run: Run, extra: Broken) -> None:  # noqa: C901, PLR0912
             ctypes.string_at(0)
         case "bereave":
             extra.bereaved = True
-        case "svd":
-            note("decomposing")
-            torch.linalg.svd(torch.randn(2000, 2000))
-            note("decomposed")
+        case "native":
+            note("in C")
+            wait_in_native_call(told_to_go)
+            note("back")
+        case "signal":
+            threading.Timer(args.after, os.kill, [os.getpid(), args.signal]).start()
         case "broken":
             extra.broken = True
         case "unencodable":
             extra.value = lambda: None
         case "vars":
             run.vars["tokenizer"] = {"fn": lambda: None}
-        case "save":
-            run.save()
 
 
 @spotckpt.resumable(
@@ -159,6 +173,8 @@ def train(run: Run, *, epochs: int, width: int) -> None:
                 run.log("samples", step=run.epoch, worst=[run.step, torch.tensor([loss.item()])])
             note(f"step {run.step}")
             time.sleep(args.delay)
+            if run.step in args.save_in:
+                run.save()
             if run.step == args.at:
                 act(run, extra)
         run.log("valid", score=float(epoch % 2))
