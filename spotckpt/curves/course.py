@@ -1,19 +1,21 @@
 """The course of a run, as its records tell it: attempts, interruptions and their cost, points to go back to.
 
-A pure function of the catalog: no manifest and no metric is read for it. A run has one line that leads to its newest
-snapshot, and others that were left when somebody went back.
+A pure function of the catalog, and of whether the run was over with snapshots of which no record tells it. A run has
+one line that leads to its newest snapshot, and others that were left when somebody went back. All times are the
+store's, where it told them: the clocks of the machines that trained may be off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 from spotckpt.snapshot.catalog import Catalog
 from spotckpt.snapshot.choose import back_from, lineage
-from spotckpt.snapshot.keys import SnapshotId, claim_key, manifest_key
+from spotckpt.snapshot.keys import SnapshotId, claim_key, heartbeat_key, manifest_key
 from spotckpt.snapshot.records import Base, Heartbeat
 
 Kind = Literal["notice", "killed", "error", "user"]
@@ -104,25 +106,42 @@ class Line:
     points: tuple[ResumePoint, ...]
 
 
-def find_lines(catalog: Catalog, *, now: float, tip: SnapshotId | None = None) -> list[Line]:
+def untold_ends(catalog: Catalog) -> list[SnapshotId]:
+    """The last snapshots of attempts that never told why they were over: their manifests say if the run was, with them.
+
+    An agent that dies between the last commit and the release, or cannot reach the store, leaves no word.
+    """
+    found = []
+    for number in {one.attempt for one in catalog.snapshots}:
+        beat, last = catalog.heartbeats.get(number), catalog.of_attempt(number)[0]
+        if last in catalog.snapshots and (beat is None or not beat.released or beat.ended in ("gone", "")):
+            found.append(last)
+    return sorted(found)
+
+
+def find_lines(
+    catalog: Catalog, *, now: float, tip: SnapshotId | None = None, finished: Collection[SnapshotId] = ()
+) -> list[Line]:
     """The line to a snapshot, and then those that were left, the newest first.
 
     Args:
         catalog: of the run.
         now: seconds since the epoch.
         tip: where the main line ends; None for the newest, and with it those that were left.
+        finished: those of `untold_ends` with which the run was over.
 
     Returns:
         Nothing if there is no snapshot.
     """
     newest = [one for one in lineage(catalog, catalog.highest).ids if one in catalog.snapshots]
     selectors = _selectors(catalog, newest)
-    ends = _interruptions(catalog, now)
+    ends = _interruptions(catalog, now, finished)
     if tip is not None:
         ids = [one for one in back_from(catalog, tip) if one in catalog.snapshots]
         return [_line(catalog, ids, _chain(catalog, tip.attempt), ends, selectors, still=tip.step)]
     if not newest:  # it was begun afresh, and nothing is committed yet: what was left is what there is
-        return find_lines(catalog, now=now, tip=max(catalog.snapshots)) if catalog.snapshots else []
+        tip = max(catalog.snapshots, default=None)
+        return [] if tip is None else find_lines(catalog, now=now, tip=tip, finished=finished)
     last = max([newest[0].attempt, *(number for number, base in catalog.bases.items() if base.id in newest)])
     lines = [_line(catalog, newest, _chain(catalog, last), ends, selectors)]
     covered = set(newest)
@@ -203,11 +222,13 @@ def _stretches(catalog: Catalog, chain: Sequence[int], still: int | None) -> Ite
         last = _begins_at(catalog, following) if following is not None else still
         if last is None:
             last = max([first, *(step for step, _ in clock)])
+        elif following is None or not _went_on(catalog.bases[following]):  # what came after belongs to another line
+            clock = tuple((step, at) for step, at in clock if step <= last)
         yield Stretch(
             attempt=number,
             first=first,
             last=last,
-            began=claim.created if claim else None,
+            began=_claimed_at(catalog, number),
             host=claim.holder.host if claim else "",
             clock=clock,
         )
@@ -220,26 +241,43 @@ def _begins_at(catalog: Catalog, attempt: int) -> int:
 
 def _clock(catalog: Catalog, attempt: int) -> tuple[tuple[int, float], ...]:
     """When the attempt was at which step: from its claim, its manifests and its last heartbeat."""
-    began, beat = catalog.written.get(claim_key(attempt)), catalog.heartbeats.get(attempt)
-    known = [] if began is None else [(_begins_at(catalog, attempt), began)]
-    for one in reversed(catalog.of_attempt(attempt)):
-        if (written := catalog.written.get(manifest_key(one))) is not None:
-            known.append((one.step, written))
+    beat = catalog.heartbeats.get(attempt)
+    known = [(_begins_at(catalog, attempt), _claimed_at(catalog, attempt))]
+    known += [(one.step, _written(catalog, manifest_key(one))) for one in catalog.of_attempt(attempt)]
     if beat is not None and beat.reached is not None:
-        known.append((beat.reached.step, beat.time))
-    return tuple(sorted(known))
+        known.append((beat.reached.step, _beat_at(catalog, attempt)))
+    return tuple(sorted((step, at) for step, at in known if at is not None))
 
 
-def _interruptions(catalog: Catalog, now: float) -> list[Interruption]:
-    """Of all attempts that had an effect."""
+def _claimed_at(catalog: Catalog, attempt: int) -> float | None:
+    """When it began; None if nothing tells."""
+    claim = catalog.claims.get(attempt)
+    return _written(catalog, claim_key(attempt), None if claim is None else claim.created)
+
+
+def _beat_at(catalog: Catalog, attempt: int) -> float | None:
+    """When it gave its last sign of life; None if it never did."""
+    beat = catalog.heartbeats.get(attempt)
+    return None if beat is None else _written(catalog, heartbeat_key(attempt), beat.time)
+
+
+def _written(catalog: Catalog, key: str, told: float | None = None) -> float | None:
+    """When a record was written; where the store does not say, what its writer told."""
+    at = catalog.written.get(key, math.inf)
+    return at if math.isfinite(at) else told
+
+
+def _interruptions(catalog: Catalog, now: float, finished: Collection[SnapshotId]) -> list[Interruption]:
+    """Of all attempts that had an effect, and did not end with the run."""
     numbers = sorted({*catalog.bases, *(one.attempt for one in catalog.snapshots)})
     found = []
     for number, following in pairwise([*numbers, None]):
         assert number is not None
-        beat = catalog.heartbeats.get(number)
-        cause = _cause(beat, now if following is None else None)
+        beat, beat_at, own = catalog.heartbeats.get(number), _beat_at(catalog, number), catalog.of_attempt(number)
+        lives = following is None and beat_at is not None and now - beat_at < _SILENT_S
+        cause = _cause(beat, lives)
         base = None if following is None else catalog.bases.get(following)
-        if cause is None or not _went_on(base):
+        if cause is None or not _went_on(base) or (own and own[0] in finished):
             continue
         snapshot = _newest_of(catalog, number) if base is None else base.id
         step = 0 if snapshot is None else snapshot.step
@@ -254,7 +292,7 @@ def _interruptions(catalog: Catalog, now: float) -> list[Interruption]:
                 seconds=lost.seconds if lost is not None else 0.0,
                 cause=cause[1],
                 kind=cause[0],
-                at=beat.time if beat is not None else None,
+                at=beat_at,
                 resumed_by=following,
             )
         )
@@ -271,18 +309,12 @@ def _newest_of(catalog: Catalog, attempt: int) -> SnapshotId | None:
     return own[0] if own else None if base is None else base.id
 
 
-def _cause(beat: Heartbeat | None, now: float | None) -> tuple[Kind, str] | None:
-    """What ended an attempt, or None: nothing did, or the run had come to its end.
-
-    Args:
-        beat: its last heartbeat.
-        now: None if another attempt followed, so that it is over in any case.
-    """
+def _cause(beat: Heartbeat | None, lives: bool) -> tuple[Kind, str] | None:
+    """What ended an attempt, by its last heartbeat, or None: nothing did, or it was no training that was interrupted."""
     if beat is None or not beat.released:
-        alive = beat is not None and now is not None and now - beat.time < _SILENT_S
-        return None if alive else ("killed", "machine lost: no sign of life")
+        return None if lives else ("killed", "machine lost: no sign of life")
     match beat.ended:
-        case "finished" | "forked":
+        case "finished" | "forked" | "pushed":
             return None
         case "gone":
             return "killed", "killed: the process went without a word"
@@ -304,4 +336,4 @@ def _selectors(catalog: Catalog, newest: Sequence[SnapshotId]) -> dict[SnapshotI
 
 
 def _point(catalog: Catalog, one: SnapshotId, selectors: dict[SnapshotId, str]) -> ResumePoint:
-    return ResumePoint(one.step, str(one), selectors.get(one, str(one)), catalog.written.get(manifest_key(one)))
+    return ResumePoint(one.step, str(one), selectors.get(one, str(one)), _written(catalog, manifest_key(one)))

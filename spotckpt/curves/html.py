@@ -54,7 +54,7 @@ def _document(chart: Chart) -> dict[str, Any]:
     divisor, unit = words.time_unit(max([time for time in times if np.isfinite(time)], default=0.0))
     placer = _Placer(tuple(axes), divisor)
     return {
-        "axis": chart.look.axis,
+        "axis": chart.look.axis if chart.look.axis in axes else axes[0],
         "axes": {axis: f"{unit} since the run began" if axis == "time" else axis for axis in axes},
         "log": chart.look.log,
         "panels": [_panel(chart, panel, placer) for panel in chart.panels],

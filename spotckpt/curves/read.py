@@ -1,4 +1,4 @@
-"""Reads what is drawn of a run: its records, and for each line one manifest and the metrics, never a tensor."""
+"""Reads what is drawn of a run: its records, a few manifests, and for each line the metrics, never a tensor."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from spotckpt.curves.chart import Subject, Track
-from spotckpt.curves.course import Line, find_lines
+from spotckpt.curves.course import Line, find_lines, untold_ends
 from spotckpt.errors import NoSuchSnapshot, SnapshotError
 from spotckpt.snapshot.catalog import Catalog
-from spotckpt.snapshot.fetch import read_manifest
+from spotckpt.snapshot.fetch import read_manifest, read_manifests
 from spotckpt.snapshot.history import read_history
 from spotckpt.snapshot.keys import SnapshotId
+from spotckpt.snapshot.manifest import Manifest
 from spotckpt.store.base import Store
 
 Say = Callable[[str], None]
@@ -37,7 +38,10 @@ def read_subject(
         NoSuchSnapshot: nothing is committed.
         SnapshotError, StoreError: the main line's metrics cannot be read.
     """
-    lines = find_lines(catalog, now=time.time(), tip=tip)
+    run = catalog.run
+    ends = read_manifests(store, untold_ends(catalog), run_id=run.run_id if run else None)
+    finished = {snapshot for snapshot, end in ends.items() if isinstance(end, Manifest) and end.finished}
+    lines = find_lines(catalog, now=time.time(), tip=tip, finished=finished)
     if not lines:
         raise NoSuchSnapshot(f"{uri} has no snapshot yet", hint="curves are drawn from what is committed")
     main, *others = lines
@@ -46,7 +50,6 @@ def read_subject(
         tracks += _readable(store, catalog, others[:MOST_LEFT], say)
         if len(others) > MOST_LEFT:
             say(f"of {len(others)} lines that were left only the newest {MOST_LEFT} are drawn")
-    run = catalog.run
     return Subject(uri, tuple(tracks), run.run_id if run else "", run.forked_from if run else ())
 
 

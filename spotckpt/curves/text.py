@@ -64,8 +64,8 @@ class _Frame:
         return (places - self.low) / (self.high - self.low) * (self.columns - 1)
 
     def cell(self, place: float) -> int:
-        """The nearest column."""
-        return round(float(np.clip(self.column(np.array([place]))[0], 0, self.columns - 1)))
+        """The nearest column; the first for what has no place."""
+        return round(float(np.nan_to_num(np.clip(self.column(np.array([place]))[0], 0, self.columns - 1))))
 
 
 def draw_text(chart: Chart, *, width: int, unicode: bool, coloured: bool) -> Iterator[Text]:
@@ -163,7 +163,7 @@ class _Grid:
         values = np.where(curve.shown > 0, curve.shown, np.nan) if self._log else curve.shown
         x, y = columns * self._fine[0], self._rows(np.where(np.isfinite(values), values, np.nan))
         beyond = self._beyond(values)
-        known = np.isfinite(x) & np.isfinite(y) & ~(beyond & np.roll(beyond, 1))
+        known = np.isfinite(x) & np.isfinite(y) & ~(beyond & np.concatenate(([False], beyond[:-1])))
         for place in np.flatnonzero(known):
             to = place + 1 if place + 1 < len(x) and known[place + 1] else place
             for line, column in _stroke(x[place], y[place], x[to], y[to]):

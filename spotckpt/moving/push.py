@@ -206,4 +206,5 @@ def _commit(store: Store, manifest: Manifest) -> None:
 def _release(store: Store, snapshot: SnapshotId) -> None:
     beat = read_heartbeat(store, ATTEMPT)
     if beat is None or not beat.released:
-        write_heartbeat(store, Heartbeat(ATTEMPT, 1, SYSTEM_CLOCK.wall(), True, str(snapshot)))
+        beat = Heartbeat(ATTEMPT, 1, SYSTEM_CLOCK.wall(), released=True, last_committed=str(snapshot), ended="pushed")
+        write_heartbeat(store, beat)

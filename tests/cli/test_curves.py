@@ -6,17 +6,20 @@ import csv
 import io
 import json
 import math
+import os
 import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from spotckpt.cli.files import whole_file
 from spotckpt.errors import UsageError
+from spotckpt.snapshot.keys import heartbeat_key
+from spotckpt.snapshot.records import Heartbeat
 from spotckpt.store.open import open_store
 from tests.cli.command import in_process, on_terminal, spotckpt
 from tests.cli.runs import begin
@@ -96,6 +99,28 @@ def test_pictures_and_pages(trained: Trained, tmp_path: Path) -> None:
     again = tmp_path / "again.png"
     ok("curve", trained.uri, f"{trained.uri}@step=7", "--png", str(again), "--axis", "epoch")
     assert again.read_bytes() == png.read_bytes(), "the same picture has the same bytes"
+
+
+@pytest.mark.parametrize("left", ["an agent that told nothing", "an agent that died before the release"])
+def test_a_finished_run_is_shown_as_finished_whatever_its_agent_told_last(left: str, trained: Trained, tmp_path: Path):
+    """The manifest of its last snapshot knows. All is drawn as of a run whose agent told that it finished."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("plotly")
+
+    def drawn(beat: Heartbeat) -> list[bytes]:
+        path.write_bytes(beat.to_bytes())
+        os.utime(path, (1e9, 1e9))  # by the clock of the store it is long ago
+        text = ok("curve", uri) + ok("curve", uri, "--json")
+        ok("curve", uri, "--png", str(tmp_path / "a.png"), "--html", str(tmp_path / "a.html"))
+        return [text.encode(), (tmp_path / "a.png").read_bytes(), (tmp_path / "a.html").read_bytes()]
+
+    shutil.copytree(trained.uri.removeprefix("file://"), tmp_path / "run")
+    uri, key = f"file://{tmp_path}/run", heartbeat_key(2)
+    path = tmp_path / "run" / key
+    told = replace(Heartbeat.from_bytes(path.read_bytes(), key=key), time=1e9)
+    assert told.ended == "finished"
+    silent = replace(told, ended="", released=left == "an agent that told nothing")
+    assert drawn(silent) == drawn(told)
 
 
 def test_what_cannot_be_drawn_is_one_line(trained: Trained, tmp_path: Path) -> None:

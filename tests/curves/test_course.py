@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import pytest
 
-from spotckpt.curves.course import Line, find_lines
+from spotckpt.curves.course import Line, find_lines, untold_ends
 from spotckpt.snapshot.catalog import Catalog
-from spotckpt.snapshot.keys import SnapshotId, claim_key, manifest_key
+from spotckpt.snapshot.keys import SnapshotId, claim_key, heartbeat_key, manifest_key
 from spotckpt.snapshot.losses import Reached
 from spotckpt.snapshot.records import Base, Claim, Heartbeat, Holder
 
@@ -52,8 +55,8 @@ class Told:
             catalog.written[manifest_key(one)] = 1000.0 * number + one.step  # type: ignore[index]
         return ids
 
-    def lines(self, tip: SnapshotId | None = None) -> list[Line]:
-        whole = Catalog(
+    def whole(self) -> Catalog:
+        return Catalog(
             highest=max(self.catalog.claims, default=0),
             claims=self.catalog.claims,
             bases=self.catalog.bases,
@@ -61,7 +64,9 @@ class Told:
             written=self.catalog.written,
             snapshots=frozenset(self.snapshots),
         )
-        return find_lines(whole, now=NOW, tip=tip)
+
+    def lines(self, tip: SnapshotId | None = None, finished: Sequence[SnapshotId] = ()) -> list[Line]:
+        return find_lines(self.whole(), now=NOW, tip=tip, finished=finished)
 
 
 def spans(line: Line) -> list[tuple[int, int, int]]:
@@ -120,6 +125,44 @@ def test_the_end_of_a_finished_run_and_a_longer_one_after_it_are_no_interruption
     assert told.lines()[0].interruptions == ()
 
 
+def test_a_snapshot_that_somebody_pushed_is_no_interruption() -> None:
+    told = Told()
+    first = told.attempt(1, 10, ended="pushed")
+    told.attempt(2, 20, base=first[0], ended="finished")
+    assert told.lines()[0].interruptions == ()
+
+
+@pytest.mark.parametrize("ended", ["", "gone", None])
+def test_who_left_no_word_may_have_finished(ended: str | None) -> None:
+    """Its agent died after the last commit, or was of a version that told nothing: the manifest knows."""
+    told = Told()
+    first = told.attempt(1, 5, 10, ended=ended)
+    assert untold_ends(told.whole()) == first[1:]
+    assert ends(told.lines()[0]) == [(1, 10, 0, "user" if ended == "" else "killed")]
+    assert told.lines(finished=first[1:])[0].interruptions == ()
+    second = told.attempt(2, 20, base=first[1], ended="ValueError")
+    assert ends(told.lines(finished=first[1:])[0]) == [(2, 20, 0, "error")], "the run was made longer"
+    assert untold_ends(told.whole()) == first[1:], "nobody need ask for what was told"
+    told.attempt(3, base=second[0], ended=ended)
+    assert [one.attempt for one in told.lines(finished=first[1:])[0].interruptions] == [2, 3], "it came to nothing"
+
+
+def test_times_are_the_stores_where_it_tells_them() -> None:
+    told = Told()
+    first = told.attempt(1, 10, reached=14, beat_at=90_000.0)
+    told.catalog.written[heartbeat_key(1)] = 1014.0  # type: ignore[index]
+    [line] = told.lines()
+    assert line.stretches[0].clock == ((0, 1000.0), (10, 1010.0), (14, 1014.0))
+    assert line.interruptions[0].at == 1014.0
+    told.attempt(2, 30, base=first[0], ended=None, beat_at=0.0)
+    told.catalog.written[heartbeat_key(2)] = NOW - 5  # type: ignore[index]
+    assert ends(told.lines()[0]) == [(1, 10, 4, "killed")], "a machine whose clock is slow lives"
+    told.catalog.written.update(dict.fromkeys(told.catalog.written, math.inf))  # type: ignore[attr-defined]
+    [line] = told.lines()
+    assert line.stretches[0].clock == ((0, 1000.0), (14, 90_000.0)) and line.stretches[0].began == 1000.0
+    assert line.points[0].at is None
+
+
 def test_a_run_that_waits_to_be_resumed_and_one_that_lives() -> None:
     told = Told()
     told.attempt(1, 10, reached=14, ended="SIGTERM")
@@ -162,6 +205,8 @@ def test_going_back_is_no_interruption_and_what_was_left_is_a_line_of_its_own() 
     assert spans(left) == [(1, 0, 100), (2, 100, 200)]
     assert ends(left) == [(1, 100, 30, "killed")], "though a snapshot of step 100 is on the main line too"
     assert [point.selector for point in left.points] == [str(one) for one in (first[1], *second)]
+    assert main.stretches[0].clock == ((0, 1000.0), (50, 1050.0)), "the rest of its time went to the line that was left"
+    assert left.stretches[0].clock[-1] == (130, 1130.0)
 
 
 def test_a_restart_after_going_back_goes_on() -> None:
@@ -190,3 +235,4 @@ def test_up_to_an_earlier_snapshot() -> None:
     [line] = told.lines(first[0])
     assert (line.tip, spans(line), line.interruptions) == (first[0], [(1, 0, 50)], ())
     assert [point.selector for point in line.points] == ["step=50"]
+    assert line.stretches[0].clock == ((0, 1000.0), (50, 1050.0))
