@@ -63,13 +63,15 @@ def curve(
     """
     wishes = [Wish.parse(text) for text in metrics]
     subjects = [_read(address, left=not no_left, timeout_s=timeout_s) for address in dict.fromkeys(addresses)]
+    tell = _say if as_json else output.emit_line
+    if png is not None:
+        chart = make_chart(subjects, Look(axis, log, smooth, width or 1200), wishes)
+        tell(_draw_png(png, chart, width or 1200))
+    if html is not None:
+        chart = make_chart(subjects, Look(axis, log, smooth, _fineness(subjects)), wishes, most=sys.maxsize)
+        tell(_draw_html(html, chart))
     if as_json:
         output.emit([_document(subject) for subject in subjects])
-    if png is not None:
-        _draw_png(png, make_chart(subjects, Look(axis, log, smooth, width or 1200), wishes), width or 1200)
-    if html is not None:
-        columns = _fineness(subjects)
-        _draw_html(html, make_chart(subjects, Look(axis, log, smooth, columns), wishes, most=sys.maxsize))
     if not (as_json or png or html):
         out = output.console(most=width or sys.maxsize)
         columns = width or min(out.width, sys.maxsize if out.is_terminal else output.WIDTH)
@@ -94,23 +96,23 @@ def _say(text: str) -> None:
     click.echo(f"spotckpt: {text}", err=True)
 
 
-def _draw_png(path: Path, chart: Chart, width: int) -> None:
+def _draw_png(path: Path, chart: Chart, width: int) -> str:
     from spotckpt.curves.png import draw_png
 
     write_file(path, draw_png(chart, width=width))
-    _tell(path, chart)
+    return _told(path, chart)
 
 
-def _draw_html(path: Path, chart: Chart) -> None:
+def _draw_html(path: Path, chart: Chart) -> str:
     from spotckpt.curves.html import draw_html
 
     write_file(path, draw_html(chart).encode())
-    _tell(path, chart)
+    return _told(path, chart)
 
 
-def _tell(path: Path, chart: Chart) -> None:
+def _told(path: Path, chart: Chart) -> str:
     left_out = f", without {', '.join(chart.others)}" if chart.others else ""
-    output.emit_line(f"{path}: {len(chart.panels)} panel{'' if len(chart.panels) == 1 else 's'}{left_out}")
+    return f"{path}: {len(chart.panels)} panel{'' if len(chart.panels) == 1 else 's'}{left_out}"
 
 
 def _print(chart: Chart, columns: int, *, chosen: bool) -> None:

@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from spotckpt.errors import UsageError
+from spotckpt.moving.atomic import place
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of `path`, durably, when the body ends; if it raises, `path` is as it was.
 
+    Of a link, the place of the file that it leads to.
+
     Raises:
-        UsageError: it cannot be written.
+        UsageError: it cannot be written, or is there and no file.
     """
+    path = place(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:

@@ -51,7 +51,8 @@ def history(
     subject = _read(address, timeout_s=timeout_s)
     if tensorboard is not None:
         _write_events(tensorboard, subject, metrics)
-        return
+        if to is None:
+            return
     rows, write = chunks(meant(subject.tracks[0].history, metrics)), _WRITERS[form]
     if to is not None:
         with whole_file(to) as file:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which the colour-blind tell apart, without the yellow, which a white page hides."""
 
+_MOST, _LEAST = 1e120, 1e-120
+"""What is larger is drawn as infinite, and on a logarithmic scale what is smaller as 0: the range of a panel, with its
+margins, must stay a number, on either scale. No float32 comes near."""
+
 _HIGHER = re.compile(r"acc|top-?\d|\bap\b|map$|auc|f1|iou|dice|bleu|rouge|precision|recall|score|r2|psnr|ssim|reward")
 _LOWER = re.compile(r"loss|err|perplexity|ppl|nll|mse|mae|rmse|\bwer\b|\bcer\b|\bfid\b|entropy|\bkl\b")
 
@@ -187,7 +191,7 @@ class Panel:
 
 def _known_values(curves: Iterable[Curve], log: bool) -> Floats:
     found = np.concatenate([np.zeros(0), *(curve.values for curve in curves)])
-    known: Floats = found[np.isfinite(found) & ((found > 0) | (not log))]
+    known: Floats = found[np.isfinite(found) & ((found > _LEAST) | (not log))]
     return np.asarray(np.log10(known)) if log else known
 
 
@@ -320,6 +324,7 @@ def _curves(metric: str, lane: Lane, look: Look, wishes: Sequence[Wish]) -> Iter
         columns, own = _run_columns(series, scales), False
         if columns is None:
             columns, own, scales = series.columns(), True, own_scales(series)  # noqa: PLW2901
+        columns = (*columns[:2], np.where(np.abs(columns[2]) > _MOST, np.copysign(np.inf, columns[2]), columns[2]))
         best = _best(columns, mode) if mode and not number else None
         columns = _after(columns, 0 if own else track.line.since or lane.since)
         if not len(columns[0]) or not scales.has(look.axis):

@@ -310,7 +310,7 @@ def _newest_of(catalog: Catalog, attempt: int) -> SnapshotId | None:
 
 
 def _cause(beat: Heartbeat | None, lives: bool) -> tuple[Kind, str] | None:
-    """What ended an attempt, by its last heartbeat, or None: nothing did, or it was no training that was interrupted."""
+    """What ended an attempt, by its last heartbeat; None if nothing did, or it was no training that broke off."""
     if beat is None or not beat.released:
         return None if lives else ("killed", "machine lost: no sign of life")
     match beat.ended:

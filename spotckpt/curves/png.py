@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 120
+_MOST_PIXELS = 1 << 15
+"""In height: half of what matplotlib can, and a hundred panels."""
 _LETTER = 0.06
 """Inches that a letter of a legend takes, about."""
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)))
@@ -39,7 +41,7 @@ def draw_png(chart: Chart, *, width: int = 1200) -> bytes:
         width: in pixels; the height follows from what there is.
 
     Raises:
-        UsageError: matplotlib is not installed.
+        UsageError: matplotlib is not installed, or there are too many panels for it.
     """
     buffer = io.BytesIO()
     make_figure(chart, width=width).savefig(buffer, format="png", metadata={"Software": None})
@@ -59,8 +61,11 @@ def make_figure(chart: Chart, *, width: int) -> Figure:
     heads = [_Head(chart, panel, inches) for panel in chart.panels]
     below = 0.3 + 0.24 * len(rows)
     heights = [min(2.3, max(1.5, 0.32 * inches)) + 0.2 * head.lines for head in heads] or [1.5]
+    high = sum(heights) + below + legend + 0.8
+    if high * DPI > _MOST_PIXELS:
+        raise UsageError(f"{len(heads)} panels do not fit into a picture", hint="choose some, or draw a page: --html")
     with matplotlib.rc_context(_TEXT):
-        figure = Figure(figsize=(inches, sum(heights) + below + legend + 0.8), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(inches, high), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         ratios = [*heights, below]
         axes = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
@@ -130,7 +135,8 @@ def _draw_panel(axes: Axes, chart: Chart, head: _Head, divisor: float) -> None:
     from matplotlib.ticker import LogFormatter
 
     panel = head.panel
-    if chart.look.log:
+    limits = panel.limits(log=chart.look.log, margin=0.06)
+    if chart.look.log and limits is not None:
         axes.set_yscale("log", nonpositive="mask")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(LogFormatter())
@@ -141,8 +147,8 @@ def _draw_panel(axes: Axes, chart: Chart, head: _Head, divisor: float) -> None:
     for curve, best in panel.bests():
         place = curve.scales.moment(chart.look.axis, best.step, None) / divisor
         colour = _colour(curve.style)[0]
-        axes.plot([place], [best.value], marker="*", markersize=11, color=colour, markeredgecolor="white", zorder=5)
-    limits = panel.limits(log=chart.look.log, margin=0.06)
+        look = {"marker": "*", "markersize": 11, "color": colour, "markeredgecolor": "white"}
+        axes.plot([place], [best.value], zorder=5, clip_on=False, **look)
     if limits is not None:
         axes.set_ylim(*(10**limit for limit in limits) if chart.look.log else limits)
     head.draw(axes)
@@ -150,7 +156,7 @@ def _draw_panel(axes: Axes, chart: Chart, head: _Head, divisor: float) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if not any(np.isfinite(curve.values).any() for curve in panel.curves):
+    if limits is None:
         axes.set_yticks([])
 
 
@@ -225,7 +231,8 @@ def _draw_interruption(axes: Axes, chart: Chart, row: Row, end: Interruption, *,
     if chart.look.axis != "time":  # there it is no stretch of its own
         again = row.at(chart, end.reached) / divisor
         axes.plot([at, again], [place - 0.3] * 2, color=_INK, linewidth=2.0, solid_capstyle="butt")
-    axes.plot([at], [place], marker=_MARKS[end.kind], color=_INK, markeredgecolor="white", markersize=7)
+    look = {"marker": _MARKS[end.kind], "markersize": 7, "color": _INK, "markeredgecolor": "white"}
+    axes.plot([at], [place], clip_on=False, **look)
 
 
 def _number_attempts(axes: Axes, chart: Chart, row: Row, place: int, divisor: float) -> None:
@@ -263,10 +270,11 @@ def _handles(chart: Chart, rows: Sequence[Row], inches: float) -> tuple[list[Any
 
     handles = []
     for meaning in meanings(chart, rows):
-        label = textwrap.fill(meaning.text, max(12, int((inches - 0.7) / _LETTER)))
+        room = max(12, int((inches - 0.7) / _LETTER))
+        label = textwrap.fill(meaning.text, room)
         if meaning.sign == "run":
             colour, dashes = _colour(meaning.style)
-            handles.append(Line2D([], [], color=colour, linestyle=dashes, label=_cut(label, 40)))
+            handles.append(Line2D([], [], color=colour, linestyle=dashes, label=_cut(meaning.text, min(40, room))))
         elif meaning.sign == "again":
             handles.append(Line2D([], [], color=_INK, linewidth=2.0, label=label))
         else:

@@ -125,6 +125,8 @@ def _panel(chart: Chart, panel: Panel, frame: _Frame, signs: Signs, coloured: bo
             column = frame.cell(curve.scales.moment(chart.look.axis, step, None))
             grid.put(column, 0 if value == np.inf else height - 1, signs.marks[str(value)], _colour(curve))
     for curve, best in panel.bests():
+        if chart.look.log and best.value <= 0:
+            continue  # it has no place
         column = frame.cell(curve.scales.moment(chart.look.axis, best.step, None))
         grid.put(column, grid.line(best.value), signs.best, f"bold {_colour(curve)}")
     for number, line in enumerate(grid.lines()):

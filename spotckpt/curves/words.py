@@ -38,8 +38,11 @@ def seconds(value: float) -> str:
 
 
 def moment(at: float | None) -> str:
-    """`2026-03-01 12:00:00 UTC`; empty if nobody knows."""
-    return "" if at is None else datetime.fromtimestamp(at, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    """`2026-03-01 12:00:00 UTC`; empty if nobody knows, or who told it was off by ages."""
+    try:
+        return "" if at is None else datetime.fromtimestamp(at, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, OSError, ValueError):
+        return ""
 
 
 def axis_title(chart: Chart, unit: str) -> str:

@@ -17,13 +17,13 @@ from spotckpt.errors import UsageError
 def made(destination: Path) -> Iterator[Path]:
     """A name beside the destination to write to, file or directory; it becomes the destination if nothing is raised.
 
-    A file is replaced. A process that is killed leaves the temporary name behind, and the next one removes it.
+    A file is replaced; of a link, the file that it leads to. A process that is killed leaves the temporary name behind,
+    and the next one removes it.
 
     Raises:
-        UsageError: the destination is a directory, or cannot be written.
-        SpotckptError: the disk is full.
+        UsageError: the destination is there and no file, or cannot be written.
     """
-    check(destination)
+    destination = place(destination)
     for left in destination.parent.glob(f".{glob_escaped(destination.name)}.spotckpt-tmp-*"):
         _remove(left)
     temporary = destination.parent / f".{destination.name}.spotckpt-tmp-{secrets.token_hex(4)}"
@@ -38,12 +38,16 @@ def made(destination: Path) -> Iterator[Path]:
         raise
 
 
-def check(destination: Path) -> None:
-    """Raises UsageError if nothing can be made there."""
+def place(destination: Path) -> Path:
+    """The name itself, or where a link of that name leads to. Raises UsageError if nothing can be made there."""
+    destination = destination.resolve() if destination.is_symlink() else destination
     if destination.is_dir():
         raise UsageError(f"{destination} is a directory that is there already", hint="remove it, or give another name")
+    if destination.exists() and not destination.is_file():  # a device, a pipe: root would put a file in its place
+        raise UsageError(f"{destination} is no file", hint="give another name")
     if not destination.parent.is_dir():
         raise UsageError(f"{destination.parent} is no directory", hint="create it first")
+    return destination
 
 
 def glob_escaped(name: str) -> str:

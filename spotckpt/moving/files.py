@@ -20,8 +20,9 @@ def write(contents: Contents, path: Path, format_: Format, progress: Progress = 
     """Writes a file, or a directory for DCP, and reads it back before it gets its name.
 
     Raises:
-        EncodeError, UsageError: the format cannot hold it.
-        SpotckptError: there is no room, or the disk gave back something else than was written.
+        EncodeError: the format cannot hold it.
+        UsageError: likewise, or nothing can be written there, or there is no room.
+        Corrupt: the disk gave back something else than was written.
     """
     size_bytes = sum(one.nbytes for one in captured(contents).tensors)
     with made(path) as temporary:

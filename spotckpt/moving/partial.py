@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from spotckpt.errors import Corrupt, UsageError
-from spotckpt.moving.atomic import check, require_room, translated
+from spotckpt.moving.atomic import place, require_room, translated
 from spotckpt.snapshot.arrival import Arrived, Piece, Reader, Source, pieces_of
 from spotckpt.snapshot.pack import TensorSpec, layout
 from spotckpt.snapshot.part import Part
@@ -153,7 +153,7 @@ def partial(destination: Path, part: Part, rows: Sequence[int]) -> Iterator[Part
     Raises:
         UsageError: another process fills it, or nothing can be made there.
     """
-    check(destination)
+    destination = place(destination)
     directory = destination.parent / f".{destination.name}.spotckpt-part"
     with translated(destination):
         directory.mkdir(exist_ok=True)

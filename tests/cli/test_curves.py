@@ -96,6 +96,10 @@ def test_pictures_and_pages(trained: Trained, tmp_path: Path) -> None:
     assert said.splitlines() == [f"{png}: 2 panels", f"{page}: 2 panels"]
     assert png.read_bytes().startswith(b"\x89PNG") and b"plotly" in page.read_bytes()
     assert sorted(one.name for one in tmp_path.iterdir()) == ["curves.html", "curves.png"]
+    for_programs = in_process("curve", trained.uri, "--png", str(png), "--json")
+    assert json.loads(for_programs.out)[0]["uri"] == trained.uri
+    assert for_programs.err == f"spotckpt: {png}: 2 panels\n"
+    ok("curve", trained.uri, f"{trained.uri}@step=7", "--png", str(png), "--axis", "epoch")
     again = tmp_path / "again.png"
     ok("curve", trained.uri, f"{trained.uri}@step=7", "--png", str(again), "--axis", "epoch")
     assert again.read_bytes() == png.read_bytes(), "the same picture has the same bytes"
@@ -126,7 +130,7 @@ def test_a_finished_run_is_shown_as_finished_whatever_its_agent_told_last(left: 
 def test_what_cannot_be_drawn_is_one_line(trained: Trained, tmp_path: Path) -> None:
     for arguments, status, words in (
         (("curve", trained.uri, "-m", "valid/top1"), 64, "no metric is called valid/top1; there are train/loss"),
-        (("curve", trained.uri, "--png", f"{tmp_path}/no/such.png"), 64, "cannot be written"),
+        (("curve", trained.uri, "--png", f"{tmp_path}/no/such.png"), 64, "no is no directory; create it first"),
         (("curve", f"file://{tmp_path}/nothing"), 21, "there is no run here"),
         (("history", trained.uri, "-m", "x"), 64, "no metric is called */x"),
     ):
@@ -182,6 +186,9 @@ def test_tensorboard_reads_its_events(trained: Trained, tmp_path: Path) -> None:
     for _ in range(2):
         assert "tensorboard --logdir" in ok("history", trained.uri, "--tensorboard", str(tmp_path / "tb"))
     assert len(list((tmp_path / "tb").iterdir())) == 1, "again replaces"
+    rows = tmp_path / "rows.csv"
+    assert "tensorboard" in ok("history", trained.uri, "--tensorboard", str(tmp_path / "tb"), "-o", str(rows))
+    assert rows.read_text() == ok("history", trained.uri)
     found = accumulator.EventAccumulator(str(tmp_path / "tb"), size_guidance={accumulator.SCALARS: 0})
     found.Reload()
     assert sorted(found.Tags()["scalars"]) == ["train/loss", "valid/score"]
@@ -204,6 +211,13 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with whole_file(path) as file:
         file.write(b"after")
     assert path.read_bytes() == b"after" and list(tmp_path.iterdir()) == [path]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="pipe is no file"), whole_file(tmp_path / "pipe"):
+        pass
+    (tmp_path / "link").symlink_to(path)
+    with whole_file(tmp_path / "link") as file:
+        file.write(b"through")
+    assert path.read_bytes() == b"through" and (tmp_path / "link").is_symlink() and (tmp_path / "pipe").is_fifo()
 
 
 def test_nobody_reads_to_the_end(trained: Trained) -> None:

@@ -11,8 +11,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from spotckpt.curves.chart import COLOURS, Look, Subject, make_chart
+from spotckpt.curves.chart import COLOURS, Look, Subject, Wish, make_chart
 from spotckpt.curves.text import draw_text
+from spotckpt.errors import UsageError
 from tests.curves.made import Columns, curves, eventful_subject, history, plain
 
 png = pytest.importorskip("spotckpt.curves.png")
@@ -123,6 +124,35 @@ def test_every_other_attempt_is_shaded_and_interruptions_are_marked_where_they_w
         "lost, and trained again",
     ):
         assert words in told
+
+
+def test_a_star_at_the_edge_is_whole_and_a_name_too_long_keeps_its_end() -> None:
+    figure = png.make_figure(make_chart(subjects("one"), Look()), width=420)
+    figure.canvas.draw()
+    edge = round(figure.axes[0].get_window_extent().x0)
+    found = where(np.asarray(figure.canvas.buffer_rgba())[:, :, :3].astype(int), COLOURS[0])
+    assert edge - 3 in found and edge + 3 in found
+    figure = png.make_figure(make_chart(subjects("long names"), Look()), width=420)
+    first = figure.legends[0].get_texts()[0].get_text()
+    assert first == "…" + "resnet50-imagenet-lr-0.1-wd-1e-4-batch-256-seed-0"[-39:]
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(
+    "values", [[1.7e308, -1.7e308], [1.7e308] * 2, [5e-324, 0.0, 1e-300], [-1.0, -2.0], [0.0] * 3, [math.inf] * 3]
+)
+def test_any_number_can_be_drawn(values: list[float], log: bool) -> None:
+    """Values at the ends of float64, and a logarithmic scale for what has no logarithm: no error, no warning."""
+    chart = make_chart([logged(values, 5)], Look(log=log, smoothing=2))
+    assert png.draw_png(chart, width=500).startswith(b"\x89PNG")
+    assert list(draw_text(chart, width=80, unicode=True, coloured=False))
+    assert '"limits"' in pytest.importorskip("spotckpt.curves.html").draw_html(chart)
+
+
+def test_a_picture_that_would_be_too_high_is_refused() -> None:
+    metrics = history(**{f"train__m{number}": Columns([1, 2], [1.0, 2.0]) for number in range(150)})
+    with pytest.raises(UsageError, match="150 panels do not fit into a picture; choose some"):
+        png.draw_png(make_chart([plain("s3://b/r", metrics)], Look(), [Wish("*")]))
 
 
 def test_a_gap_stays_a_gap_and_a_peak_a_peak() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from spotckpt.errors import Corrupt, EncodeError, UsageError
+from spotckpt.moving.atomic import made
 from spotckpt.moving.contents import Contents, fingerprint
 from spotckpt.moving.files import write
 from spotckpt.moving.formats import format_of
-from tests.moving.made import FILES, contents, found_in, model, stepped
+from tests.cli.command import in_process
+from tests.moving.made import FILES, contents, found_in, model, run_of, stepped
 from tests.support.mounts import tmpfs
 
 
@@ -141,8 +144,27 @@ def test_a_destination_that_cannot_be_is_named(tmp_path):
         write(contents(), tmp_path / "full.dcp", "dcp")
     with pytest.raises(UsageError, match="nowhere is no directory"):
         write(contents(), tmp_path / "nowhere" / "c.pt", "pt")
+    with pytest.raises(UsageError, match=r"cannot write /proc/c\.pt: No such file"), made(Path("/proc/c.pt")) as file:
+        file.touch()
     with pytest.raises(UsageError, match=r"c\.txt: its name does not say"):
         format_of(tmp_path / "c.txt", None)
+
+
+def test_what_is_no_file_is_never_replaced_and_a_link_leads_to_the_file(tmp_path):
+    """As root it could be: a pull to a device would put a file in its place."""
+    small = Contents({"model": model().state_dict()}, {"model": "module"})
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="pipe is no file"):
+        write(small, tmp_path / "pipe", "pt")
+    run_of(f"file://{tmp_path}/run")
+    done = in_process("pull", f"file://{tmp_path}/run", str(tmp_path / "pipe"), "--format", "pt")
+    assert done.status == 64 and "pipe is no file" in done.err
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "c.pt").symlink_to(tmp_path / "elsewhere" / "c.pt")
+    write(small, tmp_path / "c.pt", "pt")
+    assert (tmp_path / "c.pt").is_symlink() and found_in(tmp_path / "elsewhere" / "c.pt").objects.keys() == {"model"}
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["c.pt", "elsewhere", "pipe", "run"]
 
 
 def test_a_file_that_reads_back_differently_does_not_get_its_name(tmp_path, monkeypatch):
