@@ -69,8 +69,6 @@ def _mapped(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
                 raise Corrupt(f"{path} has {size} bytes, and its header tells of {end}")
             # a private copy: what is written to these tensors never reaches the file
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except Corrupt as error:  # of a bucket's pack the hint would be to use another snapshot
-        raise Corrupt(error.message, hint=_AGAIN) from error
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", hint="give a file that is there") from error
     except (Corrupt, LimitExceeded) as error:
