@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import runpy
 import signal
@@ -27,6 +28,7 @@ def run_script(argv: list[str], environment: dict[str, str], output: str) -> Non
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # else a loader's workers came from a fork server of their own
     sys.argv = argv
     try:
         runpy.run_path(argv[0], run_name="__main__")
