@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
-from spotckpt.errors import AlreadyExists, LimitExceeded, NotFound, OutcomeUnknown, StoreError
+from spotckpt.errors import AlreadyExists, LimitExceeded, NotFound, OutcomeUnknown, StoreError, Unavailable
 
 Buffer = bytes | bytearray | memoryview
 MIB = 2**20
@@ -220,6 +220,12 @@ class Store(ABC):
     def discard(self, write: Unfinished, *, deadline: Deadline | None = None) -> None:
         """Gives an unfinished write up; one that is not there any more is no error."""
         return
+
+
+def require_time(operation: str, key: str, deadline: Deadline) -> None:
+    """Raises Unavailable if nothing is left of the deadline."""
+    if deadline.passed:
+        raise Unavailable(operation, key, "its deadline has passed")
 
 
 def check_key(key: str) -> str:

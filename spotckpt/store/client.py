@@ -24,7 +24,7 @@ from botocore.utils import get_environ_proxies
 
 from spotckpt.deadline import Deadline
 from spotckpt.errors import LimitExceeded, Unavailable
-from spotckpt.store.base import size_of
+from spotckpt.store.base import require_time, size_of
 from spotckpt.store.body import Body
 from spotckpt.store.bounded import LateError, in_time
 from spotckpt.store.connection import Limits
@@ -134,8 +134,7 @@ class Client:
             self._here.pool.close()
 
     def _do(self, method: str, call: Call, take: Take | None, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        if call.deadline.passed:
-            raise Unavailable(call.operation, call.key, "its deadline has passed")
+        require_time(call.operation, call.key, call.deadline)
         try:
             here = self._connected(call.deadline)
             used = here.credentials.now

@@ -27,6 +27,7 @@ from spotckpt.store.base import (
     check_key,
     check_prefix,
     pieces,
+    require_time,
     scatter,
     size_of,
     size_of_spans,
@@ -189,8 +190,7 @@ class FsspecStore(Store):
 
     @contextmanager
     def _call(self, operation: str, key: str, deadline: Deadline, *, mutates: bool) -> Iterator[None]:
-        if deadline.passed:
-            raise Unavailable(operation, f"{self.uri}/{key}", "its deadline has passed")
+        require_time(operation, f"{self.uri}/{key}", deadline)
         try:
             yield
         except OSError as error:

@@ -1,19 +1,12 @@
 """A directory as a store, as durable as its file system.
 
-A file is written under a temporary name, synced, and only then linked (`create`) or renamed (`put`) to its own, and
-its directory synced; a deletion is synced too, so that of two the later is never the only one that lasts. What could
-not be synced is thrown away and written anew: a sync that is repeated after an error says that all is well when it is
-not. `link` fails if the name is taken, so creation is exclusive between processes; fsspec's own
-exclusive mode checks first and writes later, which two writers can both pass.
+A deletion is synced as every write is (see `durable`), so that of two the later is never the only one that lasts.
 """
 
 from __future__ import annotations
 
 import builtins
-import errno
 import os
-import re
-import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,17 +14,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
-from spotckpt.errors import (
-    BucketMissing,
-    ConditionsIgnored,
-    Denied,
-    LimitExceeded,
-    NotFound,
-    OutcomeUnknown,
-    Replaced,
-    StoreError,
-    Unavailable,
-)
+from spotckpt.errors import Denied, LimitExceeded, NotFound, Replaced, StoreError, Unavailable
 from spotckpt.store.base import (
     MIB,
     TEMPORARY,
@@ -47,16 +30,16 @@ from spotckpt.store.base import (
     check_key,
     check_prefix,
     pieces,
+    require_time,
     size_of,
     size_of_spans,
     without_first,
 )
+from spotckpt.store.durable import final_name, link, sync_directory, sync_name, written
 from spotckpt.store.limiter import Pace
-from spotckpt.store.os_errors import from_os_error
+from spotckpt.store.os_errors import translated
 
 _PIECE_BYTES = 8 * MIB
-_TRIES = 5
-_TEMPORARY_NAME = re.compile(re.escape(TEMPORARY) + r"[0-9]+-[0-9a-f]{16}-(?P<name>[^/]+)")
 _BUFFERS_AT_ONCE = 1000
 """Fewer than the system's limit for one call (IOV_MAX, 1024)."""
 
@@ -82,9 +65,9 @@ class LocalStore(Store):
         """See `Store.create`."""
         deadline = self.until(deadline)
         path = self._path("create", key, deadline)
-        with self._temporary("create", path, [data], deadline=deadline) as temporary:
-            self._link(temporary, path)
-            self._sync_name("create", path)
+        with written("create", path, _blocks("create", path, [data], deadline)) as temporary:
+            link(temporary, path)
+            sync_name("create", path)
 
     def put(
         self,
@@ -98,10 +81,11 @@ class LocalStore(Store):
         """See `Store.put`."""
         deadline = self.until(deadline, size_bytes=size_of(data))
         path = self._path("put", key, deadline)
-        with self._temporary("put", path, data, deadline=deadline, progress=progress, reading=reading) as temporary:
-            with self._translated("put", path):
+        sent = _blocks("put", path, data, deadline, progress=progress, reading=reading, pace=self._limiter)
+        with written("put", path, sent) as temporary:
+            with translated("put", path):
                 temporary.replace(path)
-            self._sync_name("put", path)
+            sync_name("put", path)
         found = self.stat(key)
         if found.size_bytes != size_of(data):
             raise StoreError("put", str(path), f"{size_of(data)} bytes were written, {found.size_bytes} are there")
@@ -140,11 +124,11 @@ class LocalStore(Store):
         """See `Store.list`."""
         check_prefix(prefix)
         deadline = self.until(deadline)
-        self._in_time("list", f"{self.uri}/{prefix}", deadline)
+        require_time("list", f"{self.uri}/{prefix}", deadline)
         start = self.root / prefix.rpartition("/")[0]
-        if self._outside(start):
+        if self._is_outside(start):
             return []
-        with self._translated("list", start):
+        with translated("list", start):
             found = []
             for entry in _files(start):
                 key = str(Path(entry.path).relative_to(self.root))
@@ -156,7 +140,7 @@ class LocalStore(Store):
     def stat(self, key: str, *, deadline: Deadline | None = None) -> Stat:
         """See `Store.stat`."""
         path = self._path("stat", key, self.until(deadline))
-        with self._translated("stat", path):
+        with translated("stat", path):
             result = path.stat(follow_symlinks=False)
         if not S_ISREG(result.st_mode):
             raise NotFound("stat", str(path), "not a regular file")
@@ -168,12 +152,12 @@ class LocalStore(Store):
         touched: dict[Path, None] = {}
         for key in keys:
             path = self._path("delete", key, deadline)
-            with self._translated("delete", path), suppress(FileNotFoundError, NotADirectoryError):
+            with translated("delete", path), suppress(FileNotFoundError, NotADirectoryError):
                 path.unlink()
                 touched[path.parent] = None
         for directory in touched:
-            with self._translated("delete", directory):
-                _sync_directory(directory)
+            with translated("delete", directory):
+                _sync_removed(directory)
             if directory != self.root:
                 with suppress(OSError):  # it is not empty
                     directory.rmdir()
@@ -184,7 +168,7 @@ class LocalStore(Store):
 
     def time(self, *, deadline: Deadline | None = None) -> float:
         """See `Store.time`: the file system's clock, which on a network is another machine's."""
-        self._in_time("time", self.uri, self.until(deadline))
+        require_time("time", self.uri, self.until(deadline))
         try:
             with tempfile.TemporaryFile(dir=self.root) as probe:
                 return os.fstat(probe.fileno()).st_mtime
@@ -193,123 +177,48 @@ class LocalStore(Store):
 
     def unfinished(self, *, deadline: Deadline | None = None) -> builtins.list[Unfinished]:
         """See `Store.unfinished`: temporary files whose names are those that this class gives."""
-        self._in_time("unfinished", self.uri, self.until(deadline))
+        require_time("unfinished", self.uri, self.until(deadline))
         found = []
-        with self._translated("unfinished", self.root):
+        with translated("unfinished", self.root):
             for entry in _entries(self.root):
-                match = _TEMPORARY_NAME.fullmatch(entry.name)
-                if match is not None and entry.is_file(follow_symlinks=False):
-                    path = Path(entry.path)
-                    key = str(path.with_name(match["name"]).relative_to(self.root))
+                name = final_name(entry.name)
+                if name is not None and entry.is_file(follow_symlinks=False):
+                    key = str(Path(entry.path).with_name(name).relative_to(self.root))
                     with suppress(FileNotFoundError):
                         found.append(Unfinished(key, entry.name, entry.stat(follow_symlinks=False).st_mtime))
         return found
 
     def discard(self, write: Unfinished, *, deadline: Deadline | None = None) -> None:
         """See `Store.discard`."""
-        assert _TEMPORARY_NAME.fullmatch(write.name), f"{write.name} is no temporary file of ours"
+        assert final_name(write.name), f"{write.name} is no temporary file of ours"
         path = self._path("discard", write.key, self.until(deadline)).with_name(write.name)
-        with self._translated("discard", path), suppress(FileNotFoundError, NotADirectoryError):
+        with translated("discard", path), suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
         with suppress(OSError):  # it is not empty
             path.parent.rmdir()
 
     def _path(self, operation: str, key: str, deadline: Deadline) -> Path:
         path = self.root / check_key(key)
-        self._in_time(operation, str(path), deadline)
-        if self._outside(path.parent):
+        require_time(operation, str(path), deadline)
+        if self._is_outside(path.parent):
             raise Denied(
                 operation, str(path), "a symbolic link leads out of the run's directory", hint="remove the link"
             )
         return path
 
-    def _outside(self, directory: Path) -> bool:
-        return not directory.resolve().is_relative_to(self.root.resolve())
-
-    @contextmanager
-    def _translated(self, operation: str, path: Path, *, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
-        try:
-            yield
-        except but:
-            raise
-        except OSError as error:
-            raise from_os_error(error, operation=operation, key=str(path)) from error
-
-    @contextmanager
-    def _temporary(
-        self,
-        operation: str,
-        path: Path,
-        data: Sequence[Buffer],
-        *,
-        deadline: Deadline,
-        progress: Progress | None = None,
-        reading: Reading | None = None,
-    ) -> Iterator[Path]:
-        temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}-{path.name}")
-        try:
-            descriptor = self._open_new(operation, path, temporary)
-            try:
-                offset = 0
-                for piece in pieces(data, _PIECE_BYTES):
-                    self._in_time(operation, str(path), deadline)
-                    for block in _blocks(piece, offset, reading):
-                        if self._limiter is not None and operation == "put":
-                            self._limiter(len(block))
-                        with self._translated(operation, path):
-                            _write_all(descriptor, block)
-                    offset += size_of(piece)
-                    if progress is not None:
-                        progress(size_of(piece))
-                with self._translated(operation, path):
-                    os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            yield temporary
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
-
-    def _open_new(self, operation: str, path: Path, temporary: Path) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        for _ in range(_TRIES):
-            self._make_parent(operation, path)
-            with suppress(FileNotFoundError), self._translated(operation, path, but=FileNotFoundError):
-                return os.open(
-                    temporary, flags, 0o666
-                )  # unless somebody deleted the last file of the directory just now
-        raise Unavailable(operation, str(path.parent), "the directory goes away again and again")
-
-    def _link(self, temporary: Path, path: Path) -> None:
-        try:
-            os.link(temporary, path)
-        except OSError as error:
-            if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise ConditionsIgnored(
-                    "create", str(path), "the file system has no hard links", hint="choose a place on another one"
-                ) from error
-            raise from_os_error(error, operation="create", key=str(path)) from error
-
-    def _make_parent(self, operation: str, path: Path) -> None:
-        try:
-            _make_directory(path.parent)
-        except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
-            hint = "choose a directory that can be made"
-            cause = f"{error.filename} cannot be made: {error.strerror}"
-            raise BucketMissing(operation, str(path), cause, hint=hint) from error
-        except OSError as error:
-            raise from_os_error(error, operation=operation, key=str(path)) from error
-
-    def _sync_name(self, operation: str, path: Path) -> None:
-        try:
-            _sync_directory(path.parent)
-        except OSError as error:
-            raise OutcomeUnknown(operation, str(path), f"its directory cannot be synced: {error.strerror}") from error
+    def _is_outside(self, directory: Path) -> bool:
+        """Whether a link leads out of the root. Only where there are links is it asked where they lead."""
+        place = directory
+        while place != self.root:
+            if place.is_symlink():
+                return not directory.resolve().is_relative_to(self.root.resolve())
+            place = place.parent
+        return False
 
     @contextmanager
     def _opened(self, operation: str, key: str, deadline: Deadline) -> Iterator[int]:
         path = self._path(operation, key, deadline)
-        with self._translated(operation, path):
+        with translated(operation, path):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             if not S_ISREG(os.fstat(descriptor).st_mode):
@@ -321,10 +230,10 @@ class LocalStore(Store):
     def _fill(self, descriptor: int, key: str, span: Span, deadline: Deadline, progress: Progress | None) -> None:
         offset, buffers = span
         for piece in pieces(buffers, _PIECE_BYTES):
-            self._in_time("read_into", f"{self.uri}/{key}", deadline)
+            require_time("read_into", f"{self.uri}/{key}", deadline)
             rest = piece
             while rest:
-                with self._translated("read_into", self.root / key):
+                with translated("read_into", self.root / key):
                     count = os.preadv(descriptor, rest[:_BUFFERS_AT_ONCE], offset)
                 if not count:
                     raise Unavailable("read_into", f"{self.uri}/{key}", f"it ends {size_of(rest)} bytes too early")
@@ -344,12 +253,15 @@ class LocalStore(Store):
         return found[0] if len(found) == 1 else b"".join(found)
 
     def _pread(self, descriptor: int, key: str, offset: int, length: int) -> bytes:
-        with self._translated("read", self.root / key):
+        with translated("read", self.root / key):
             return os.pread(descriptor, length, offset)
 
-    def _in_time(self, operation: str, key: str, deadline: Deadline) -> None:
-        if deadline.passed:
-            raise Unavailable(operation, key, "its deadline has passed")
+
+def _sync_removed(directory: Path) -> None:
+    try:
+        sync_directory(directory)
+    except FileNotFoundError:  # somebody else deleted its last file, and removed it: that is to last, too
+        sync_directory(directory.parent)
 
 
 def _stat(key: str, result: os.stat_result) -> Stat:
@@ -375,36 +287,26 @@ def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
             yield entry
 
 
-def _blocks(piece: list[memoryview], offset: int, reading: Reading | None) -> Iterator[memoryview]:
+def _blocks(
+    operation: str,
+    path: Path,
+    data: Sequence[Buffer],
+    deadline: Deadline,
+    *,
+    progress: Progress | None = None,
+    reading: Reading | None = None,
+    pace: Pace | None = None,
+) -> Iterator[memoryview]:
     """What to write next, shown to `reading` while it comes through the cache."""
-    for block in blocks(piece):
-        if reading is not None:
-            reading(offset, block)
-        offset += len(block)
-        yield block
-
-
-def _write_all(descriptor: int, rest: memoryview) -> None:
-    while len(rest):
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def _make_directory(directory: Path) -> None:
-    if directory.is_dir():
-        return
-    _make_directory(directory.parent)
-    directory.mkdir(exist_ok=True)
-    try:
-        _sync_directory(directory.parent)
-    except OSError:
-        with suppress(OSError):  # not to be found and trusted by the next try
-            directory.rmdir()
-        raise
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    offset = 0
+    for piece in pieces(data, _PIECE_BYTES):
+        require_time(operation, str(path), deadline)
+        for block in blocks(piece):
+            if reading is not None:
+                reading(offset, block)
+            if pace is not None:
+                pace(len(block))
+            yield block
+            offset += len(block)
+        if progress is not None:
+            progress(size_of(piece))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from spotckpt.errors import AlreadyExists, Denied, NotFound, OutcomeUnknown, StoreError, Unavailable
 from spotckpt.store.bounded import LateError
@@ -31,6 +34,15 @@ def from_os_error(error: OSError, *, operation: str, key: str, mutates: bool = F
     cause = error.strerror or one_line(error)
     kind, hint = _BY_ERRNO.get(error.errno or 0) or _by_class(error, mutates)
     return kind(operation, key, cause, hint=hint)
+
+
+@contextmanager
+def translated(operation: str, path: Path) -> Iterator[None]:
+    """Inside, what the operating system says of that path becomes an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, operation=operation, key=str(path)) from error
 
 
 def _by_class(error: OSError, mutates: bool) -> _Verdict:
