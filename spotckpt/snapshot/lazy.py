@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar, overload
 
 from spotckpt.errors import SnapshotError
 from spotckpt.snapshot.keys import SnapshotId
+from spotckpt.store.halt import Halt
+from spotckpt.store.parallel import at_once
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,12 +20,18 @@ READ_AHEAD = 64
 
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """The results in order, some requests at a time; the first error is raised."""
+    """The results in order, some requests at a time; the first error is raised, and nothing is begun after it."""
     items = list(items)
     if len(items) < 2:
         return [function(item) for item in items]
-    with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="spotckpt-read") as pool:
-        return list(pool.map(function, items))
+    found: dict[int, R] = {}
+
+    def one(place: int) -> tuple[int, R]:
+        return place, function(items[place])
+
+    jobs = (partial(one, place) for place in range(len(items)))
+    at_once(jobs, width=min(READS_AT_ONCE, len(items)), halt=Halt(), done=lambda done: found.update([done]))
+    return [found[place] for place in range(len(items))]
 
 
 class Records(Mapping[int, R]):

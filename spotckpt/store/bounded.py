@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class LateError(TimeoutError):
-    """Nothing was sent: what had to come before took until the deadline."""
+    """Nothing was sent: what had to come before took until the deadline, or could not be begun."""
 
 
 def in_time(what: str, call: Callable[[], T], deadline: Deadline) -> T:
@@ -25,7 +25,7 @@ def in_time(what: str, call: Callable[[], T], deadline: Deadline) -> T:
         deadline: how long to wait.
 
     Raises:
-        LateError: it does not.
+        LateError: it does not, or there is no thread to be had for it.
     """
     outcome: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
@@ -35,7 +35,10 @@ def in_time(what: str, call: Callable[[], T], deadline: Deadline) -> T:
         except BaseException as error:  # noqa: BLE001 - the thread's top: raised again where it is waited for
             outcome.put((None, error))
 
-    threading.Thread(target=run, name="spotckpt-lookup", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="spotckpt-lookup", daemon=True).start()
+    except RuntimeError as refusal:
+        raise LateError(f"there is no thread to be had {what}") from refusal
     try:
         found, error = outcome.get(timeout=min(deadline.seconds_left, 86400.0))
     except queue.Empty:

@@ -108,15 +108,18 @@ class Pool:
         return response
 
     def _kept(self, origin: Origin, now: float) -> Connection | None:
-        while self._idle:
+        for _ in range(len(self._idle)):
             try:
                 connection = self._idle.pop()
             except IndexError:  # another thread took it
                 return None
-            if connection.origin == origin and now - connection.used_at < IDLE_LIMIT_S and connection.is_quiet:
+            if now - connection.used_at >= IDLE_LIMIT_S or not connection.is_quiet:
+                connection.close()
+            elif connection.origin == origin:
                 connection.has_sent = False
                 return connection
-            connection.close()
+            else:
+                self._idle.appendleft(connection)  # to another server: every bucket has its own
         return None
 
     def _give_back(self, connection: Connection, limits: Limits, *, reusable: bool) -> None:
