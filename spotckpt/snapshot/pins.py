@@ -7,7 +7,7 @@ one of the two sees the other, whichever order they come in.
 from __future__ import annotations
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock
-from spotckpt.errors import AlreadyExists, NotFound, SnapshotError
+from spotckpt.errors import AlreadyExists, NotFound, Pruned, SnapshotError
 from spotckpt.snapshot.fetch import read_manifest
 from spotckpt.snapshot.keys import PINS_PREFIX, SnapshotId, parse_key, pin_key
 from spotckpt.snapshot.lazy import in_parallel
@@ -23,16 +23,18 @@ def pin(store: Store, name: str, snapshot: SnapshotId, *, fork: str = "", clock:
         SnapshotError: the snapshot cannot be held: it is missing, pruned or damaged.
     """
     key = pin_key(name)
+    ours = True
     try:
         store.put_if_absent(key, Pin(name, str(snapshot), clock.wall(), fork=fork).to_bytes())
     except AlreadyExists as error:
-        held = _read(store, name).id
+        ours, held = False, _read(store, name).id
         if held != snapshot:
             raise AlreadyExists("pin", key, f"it holds {held}", hint=f"spotckpt unpin {name} first") from error
     try:
         read_manifest(store, snapshot)
-    except SnapshotError:
-        store.delete([key])
+    except SnapshotError as error:
+        if ours or isinstance(error, Pruned):  # what somebody holds, and cannot read now, stays held
+            store.delete([key])
         raise
 
 

@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from spotckpt.errors import Corrupt, EncodeError
+from spotckpt.errors import Corrupt, EncodeError, LimitExceeded
 
 if TYPE_CHECKING:
     import numpy
@@ -74,8 +74,12 @@ def decode(tree: Any, *, leaf: DecodeLeaf | None = None, array: DecodeArray | No
 
     Raises:
         Corrupt: an unknown tag or a malformed one. Nothing is imported and nothing of the tree is called.
+        LimitExceeded: it is nested deeper than anything that `encode` writes.
     """
-    return _Decoder(leaf, array).decode(tree)
+    try:
+        return _Decoder(leaf, array).decode(tree)
+    except RecursionError as error:
+        raise LimitExceeded("state tree: nested too deeply", hint="it was not written by us") from error
 
 
 def join(path: str, key: object) -> str:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from spotckpt.errors import Corrupt, EncodeError
+from spotckpt.errors import Corrupt, EncodeError, LimitExceeded
 from spotckpt.snapshot.tree import ARRAY_DTYPES, MAX_DEPTH, decode, encode
 from tests.snapshot.bucket import raises_naming
 
@@ -209,6 +209,15 @@ def test_cycles_and_depth_are_refused() -> None:
     assert same(through_json(deep), deep)
     with raises_naming(EncodeError, "deeper"):
         encode([deep], path="v")
+
+
+@pytest.mark.fault(70)
+def test_a_tree_that_is_too_deep_to_be_ours_is_refused() -> None:
+    tree: Any = 0
+    for _ in range(2000):
+        tree = {"$tuple": [tree]}
+    with raises_naming(LimitExceeded, "state tree", "too deeply"):
+        decode(tree)
 
 
 def test_leaves_go_through_the_hook() -> None:
