@@ -8,7 +8,7 @@ import pytest
 
 from spotckpt.store.limiter import SMALL_BYTES, Limiter, Share
 from spotckpt.store.open import open_store
-from tests.store.test_retry import FakeClock
+from tests.store.clock import FakeClock
 
 MB = 10**6
 
@@ -35,28 +35,53 @@ def test_what_is_small_never_waits_and_is_counted():
     assert clock.time == pytest.approx(1100.0 + 2 * SMALL_BYTES / MB)
 
 
+class TurnByTurn(FakeClock):
+    """Whoever waits for a turn waits until the test lets one go.
+
+    Attributes:
+        most: how many ever waited at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = self._waiting = self._gone = 0
+        self._changed = threading.Condition()
+
+    def sleep(self, seconds: float) -> None:
+        with self._changed:
+            self._waiting += 1
+            self.most = max(self.most, self._waiting)
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._gone, timeout=60)
+            self._gone -= 1
+            self._waiting -= 1
+
+    def let_one_go_of(self, count: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._waiting - self._gone >= count, timeout=60)
+            self._gone += 1
+            self._changed.notify_all()
+
+
 def test_each_share_gets_its_turn_however_many_threads_it_has():
-    """Four threads against one, on real clocks: what each has sent when the one is done."""
-    limiter = Limiter(20 * MB)
-    many, one = Share(limiter), Share(limiter)
-    sent = [0]
-    over = threading.Event()
+    """Four threads against one: of each share one piece waits, so that the line is one's as often as the other's."""
+    clock = TurnByTurn()
+    limiter = Limiter(20 * MB, clock)
+    shares = [Share(limiter), Share(limiter)]
 
-    def send() -> None:
-        while not over.is_set():
-            many(50_000)
-            sent[0] += 50_000
+    def send(share: Share, count: int) -> None:
+        for _ in range(count):
+            share(50_000)
 
-    threads = [threading.Thread(target=send) for _ in range(4)]
+    threads = [threading.Thread(target=send, args=(shares[0], 10)) for _ in range(4)]
+    threads.append(threading.Thread(target=send, args=(shares[1], 40)))
     for thread in threads:
         thread.start()
-    for _ in range(60):
-        one(50_000)
-    done = sent[0]
-    over.set()
+    for left in range(80, 0, -1):
+        clock.let_one_go_of(2 if left > 40 else 1)  # whichever goes, the other share still has one
     for thread in threads:
-        thread.join()
-    assert done < 1.5 * 60 * 50_000, "four threads had more than their share"
+        thread.join(60)
+    assert clock.most == 2, "four threads had more than their share"
 
 
 @pytest.mark.parametrize("server", ["s3_env", "local"])

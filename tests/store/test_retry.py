@@ -12,26 +12,9 @@ from spotckpt.errors import AlreadyExists, Denied, NotFound, OutcomeUnknown, Rep
 from spotckpt.store.base import Buffer, Progress, Reading, Span, Stat
 from spotckpt.store.local import LocalStore
 from spotckpt.store.retry import LONGEST_WAIT_S, Retrying
+from tests.store.clock import FakeClock
 
 Failure = Callable[[], StoreError]
-
-
-class FakeClock:
-    """Time passes only in `sleep`."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-        self.slept: list[float] = []
-
-    def now(self) -> float:
-        return self.time
-
-    def wall(self) -> float:
-        return self.time
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.time += seconds
 
 
 class Faltering(LocalStore):

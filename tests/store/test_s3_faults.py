@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from email.utils import formatdate
 from itertools import count
 from urllib.parse import parse_qs, urlsplit
@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from spotckpt.deadline import Deadline
+from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.errors import (
     AlreadyExists,
     BucketMissing,
@@ -30,12 +30,25 @@ from spotckpt.errors import (
 )
 from spotckpt.store.base import MIB, Store
 from spotckpt.store.conditions import require_conditions
+from spotckpt.store.connection import SILENCE_TIMEOUT_S
 from spotckpt.store.open import open_store
 from spotckpt.store.retry import Retrying
 from spotckpt.store.s3 import S3Store
+from tests.store.clock import FakeClock
 from tests.store.ranges import read_ranges
 from tests.support.proxy import Proxy, answer, cut_reply, cut_request, drop_reply, flip_byte, reset, stall, strip_header
-from tests.support.servers import Reply, Request, Reset, S3Env, ScriptedServer, Seaweed, Silence, wait_until
+from tests.support.servers import (
+    MotoServer,
+    Reply,
+    Request,
+    Reset,
+    S3Env,
+    ScriptedServer,
+    Seaweed,
+    Silence,
+    running,
+    wait_until,
+)
 
 VERBS = ["create", "put", "read", "read_into", "list", "stat", "exists", "delete"]
 
@@ -53,7 +66,7 @@ def use(store: Store, verb: str, key: str = "snapshots/one.json") -> object:
     return getattr(store, verb)(*arguments.get(verb, (key,)), **options)
 
 
-def s3_at(url: str, *, call_timeout_s: float = 10.0, **environment: str) -> S3Store:
+def s3_at(url: str, *, clock: Clock = SYSTEM_CLOCK, **environment: str) -> S3Store:
     given = {
         "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
         "AWS_SECRET_ACCESS_KEY": "secret",
@@ -61,11 +74,20 @@ def s3_at(url: str, *, call_timeout_s: float = 10.0, **environment: str) -> S3St
         "AWS_ENDPOINT_URL_S3": url,
         **environment,
     }
-    return S3Store("s3://bucket/run", environment=given, call_timeout_s=call_timeout_s)
+    return S3Store("s3://bucket/run", environment=given, clock=clock)
 
 
-def open_store_at(url: str) -> Store:
-    return Retrying(s3_at(url))
+def connected(store: S3Store) -> S3Store:
+    """The same store, with its client: to make one can take longer than the deadline of a test."""
+    with suppress(StoreError):
+        store.read("nothing", limit_bytes=1)
+    return store
+
+
+def silent_after_a_word() -> ScriptedServer:
+    """Answers its first request only."""
+    replies = iter([Reply(404)])
+    return ScriptedServer(lambda request: next(replies, Silence()))
 
 
 def error_body(code: str, **more: str) -> bytes:
@@ -77,8 +99,8 @@ def error_body(code: str, **more: str) -> bytes:
 @pytest.mark.parametrize("size_bytes", [10, 8 * MIB], ids=["small", "fills the socket"])
 @pytest.mark.parametrize("verb", ["create", "put"])
 def test_a_server_silent_before_100_continue_does_not_outlast_the_deadline(verb, size_bytes):
-    with ScriptedServer(lambda request: Silence()) as server:
-        store = s3_at(server.url)
+    with silent_after_a_word() as server:
+        store = connected(s3_at(server.url))
         deadline = Deadline.after(1.5)
         data = bytes(size_bytes)
         with pytest.raises(OutcomeUnknown, match=r"snapshots/one\.json.*no answer"):
@@ -86,19 +108,20 @@ def test_a_server_silent_before_100_continue_does_not_outlast_the_deadline(verb,
                 store.create("snapshots/one.json", data, deadline=deadline)
             else:
                 store.put("snapshots/one.json", [data], deadline=deadline)
-        assert time.clock_gettime(time.CLOCK_BOOTTIME) < deadline.at + 3
-        assert "Expect" not in server.requests[0].headers
+        assert deadline.now() < deadline.at + SILENCE_TIMEOUT_S / 2
+        assert "Expect" not in server.requests[-1].headers
 
 
 @pytest.mark.fault(28)
 @pytest.mark.parametrize("verb", VERBS)
 def test_silence_ends_every_verb_at_the_default_deadline(verb):
-    with ScriptedServer(lambda request: Silence()) as server:
-        store = s3_at(server.url, call_timeout_s=0.7)
+    with silent_after_a_word() as server:
+        store = connected(s3_at(server.url))
+        store.call_timeout_s = 0.7
         begin = time.monotonic()
         with pytest.raises((Unavailable, OutcomeUnknown), match=r"s3://bucket/run/snapshots/"):
             use(store, verb)
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < SILENCE_TIMEOUT_S / 2
 
 
 @pytest.mark.fault(35)
@@ -126,9 +149,11 @@ def test_a_lost_reply_and_then_a_dead_server_stays_unknown(s3_env):
     with Proxy(s3_env.url) as proxy:
         proxy.on("PUT", "manifest", drop_reply())
         proxy.on("*", "", answer(503, error_body("SlowDown")), times=float("inf"))
-        store = open_store(s3_env.uri, environment=s3_env.behind(proxy.url).environment)
+        clock = FakeClock()
+        store = open_store(s3_env.uri, environment=s3_env.behind(proxy.url).environment, clock=clock)
         with pytest.raises(OutcomeUnknown, match=r"manifest\.json"):
-            store.put_if_absent("manifest.json", b"our nonce", deadline=Deadline.after(2.0))
+            store.put_if_absent("manifest.json", b"our nonce", deadline=Deadline.after(60.0, clock))
+        assert len(proxy.seen) > 2
 
 
 @pytest.mark.fault(35)
@@ -185,13 +210,15 @@ def test_a_wrong_key_is_told_by_a_server_that_verifies(verb, seaweed_env):
 
 
 @pytest.mark.fault(45)
-def test_a_listing_has_more_than_a_thousand_keys(s3_env):
-    keys = {f"run/snapshots/{number:05d}.json" for number in range(1001)}
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda key: s3_env.client.put_object(Bucket=s3_env.bucket, Key=key, Body=b"x"), keys))
-    with Proxy(s3_env.url) as proxy:
-        found = open_store(s3_env.uri, environment=s3_env.behind(proxy.url).environment).list("snapshots/")
-        assert len(proxy.seen) == 2
+def test_a_listing_has_more_than_a_page_of_keys():
+    keys = {f"run/snapshots/{number:05d}.json" for number in range(101)}
+    with running(MotoServer(page_keys=50)) as server:
+        env = server.new_env()
+        for key in keys:
+            env.client.put_object(Bucket=env.bucket, Key=key, Body=b"x")
+        with Proxy(env.url) as proxy:
+            found = open_store(env.uri, environment=env.behind(proxy.url).environment).list("snapshots/")
+            assert len(proxy.seen) == 3
     assert sorted(f"run/{stat.key}" for stat in found) == sorted(keys)
 
 
@@ -379,7 +406,7 @@ def refusing(code: str, message: str, status: int = 400, **headers: str) -> Scri
 def test_a_key_that_cannot_encrypt_is_named(status, code, message, kind, remedy):
     with refusing(code, message, status) as server:
         with pytest.raises(StoreError, match=rf"run/snapshots/one\.json.*{KMS_KEY}.*{remedy}") as caught:
-            open_store_at(server.url).put("snapshots/one.json", [b"data"])
+            Retrying(s3_at(server.url)).put("snapshots/one.json", [b"data"])
         assert type(caught.value) is kind
         assert len(server.requests) == 1, "another try would not help"
 
@@ -388,21 +415,22 @@ def test_a_key_that_cannot_encrypt_is_named(status, code, message, kind, remedy)
 def test_a_throttled_key_is_asked_again_and_named():
     message = "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls."
     headers = {"x-amz-server-side-encryption-aws-kms-key-id": KMS_KEY}
+    clock = FakeClock()
     with refusing("ThrottlingException", message, **headers) as server:
+        store = Retrying(s3_at(server.url, clock=clock))
         with pytest.raises(Unavailable, match=rf"run/snapshots/one\.json.*{KMS_KEY} is asked too often"):
-            open_store_at(server.url).put("snapshots/one.json", [b"data"], deadline=Deadline.after(2.0))
+            store.put("snapshots/one.json", [b"data"], deadline=Deadline.after(60.0, clock))
         assert len(server.requests) > 1
 
 
 @pytest.mark.fault(54)
-@pytest.mark.parametrize(("offset_s", "told"), [(3600, "3(600|599|598) s behind"), (-3600, "360[012] s ahead of")])
+@pytest.mark.parametrize(("offset_s", "told"), [(36000, "3(59|60).. s behind"), (-36000, "3(59|60).. s ahead of")])
 @pytest.mark.parametrize("in_body", [True, False])
 def test_a_clock_that_is_off_is_told_with_the_offset(offset_s, told, in_body):
-    theirs = time.time() + offset_s
-    said = {"ServerTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(theirs))} if in_body else {}
-
     def script(request: Request) -> Reply:
         request.body()
+        theirs = time.time() + offset_s
+        said = {"ServerTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(theirs))} if in_body else {}
         body = error_body("RequestTimeTooSkewed", Message="The difference between the request time and ...", **said)
         return Reply(403, body, {} if in_body else {"Date": formatdate(theirs, usegmt=True)})
 
@@ -523,12 +551,13 @@ def test_an_abort_that_is_refused_once_is_tried_again(s3_env):
 
 
 def test_a_put_that_overruns_its_deadline_ends_and_is_aborted(s3_env):
-    with Proxy(s3_env.url, bytes_per_s=2 * MIB) as proxy:
+    with Proxy(s3_env.url, bytes_per_s=MIB / 2) as proxy:
         store = open_store(s3_env.uri, environment=s3_env.behind(proxy.url).environment)
+        assert not store.exists("pack")
         deadline = Deadline.after(1.5)
         with pytest.raises((Unavailable, OutcomeUnknown), match="run/pack"):
             store.put("pack", [bytes(24 * MIB)], deadline=deadline)
-        assert time.clock_gettime(time.CLOCK_BOOTTIME) < deadline.at + 5
+        assert deadline.now() < deadline.at + 30, "all of it would take 48 s"
     wait_until(lambda: s3_env.uploads() == [], what="the abort")
     assert s3_env.keys() == []
 
@@ -542,7 +571,7 @@ def test_a_stalled_request_does_not_use_up_the_deadline_of_others(s3_env):
         stalled.start()
         proxy.wait_for("GET", "slow")
         assert store.read("quick", limit_bytes=1) == b"q"
-        stalled.join(timeout=20)
+        stalled.join(timeout=60)
         assert not stalled.is_alive()
 
 
@@ -566,14 +595,15 @@ def test_bytes_damaged_on_the_way_are_refused_and_sent_again(size_bytes, seaweed
 def test_bytes_always_damaged_never_become_an_object(seaweed_env):
     with Proxy(seaweed_env.url) as proxy:
         proxy.on("PUT", "manifest", flip_byte(), times=float("inf"))
-        store = open_store(seaweed_env.uri, environment=seaweed_env.behind(proxy.url).environment)
+        clock = FakeClock()
+        store = open_store(seaweed_env.uri, environment=seaweed_env.behind(proxy.url).environment, clock=clock)
         with pytest.raises((Unavailable, OutcomeUnknown), match=r"run/manifest\.json"):
-            store.put_if_absent("manifest.json", b"data", deadline=Deadline.after(2.0))
+            store.put_if_absent("manifest.json", b"data", deadline=Deadline.after(60.0, clock))
     assert seaweed_env.keys() == []
 
 
 def test_what_was_acknowledged_survives_the_servers_death(seaweed: Seaweed, seaweed_env):
-    store = open_store(seaweed_env.uri, environment=seaweed_env.environment, call_timeout_s=40)
+    store = open_store(seaweed_env.uri, environment=seaweed_env.environment, call_timeout_s=150)
     acknowledged: list[str] = []
 
     def write() -> None:
@@ -589,7 +619,7 @@ def test_what_was_acknowledged_survives_the_servers_death(seaweed: Seaweed, seaw
     before = list(acknowledged)
     seaweed.start()
     assert {f"run/{key}" for key in before} <= set(seaweed_env.keys())
-    writer.join(timeout=60)
+    writer.join(timeout=200)
     assert len(acknowledged) == 60
     for key in acknowledged:
         assert store.read(key, limit_bytes=100) == key.encode()
@@ -619,31 +649,32 @@ def test_a_missing_object_is_missing_also_through_a_proxy(s3_env):
         open_store(s3_env.uri).read("none", limit_bytes=1)
 
 
-LIFE = """
+LIVES = """
 import os, sys
-from spotckpt.store.open import open_store
-from spotckpt.store.retry import Retrying
-store = open_store(sys.argv[1])
-store.put("a", [b"parent"])
-{body}
+from spotckpt.store import open, s3
+for body in sys.argv[2:]:
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0, body
+        continue
+    store = open.open_store(sys.argv[1])
+    store.put("a", [b"parent"])
+    exec(body)
+    break
 """
 
 
-def run_life(body: str, uri: str) -> subprocess.CompletedProcess[str]:
-    """A process that uses a store and ends, with every warning an error."""
-    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", LIFE.format(body=body), uri]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def run_lives(uri: str, *bodies: str) -> subprocess.CompletedProcess[str]:
+    """Processes that use a store and end, one after the other, with every warning an error."""
+    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", LIVES, uri, *bodies]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.mark.fault(9)
-@pytest.mark.parametrize(
-    "body", ["", "store.close(); store.read('a', limit_bytes=9)", "del store; import gc; gc.collect()"]
-)
-def test_a_process_ends_without_a_hang_or_a_warning(body, s3_env):
-    begin = time.monotonic()
-    done = run_life(body, s3_env.uri)
+def test_a_process_ends_without_a_hang_or_a_warning(s3_env):
+    bodies = ["pass", "store.close(); store.read('a', limit_bytes=9)", "del store; import gc; gc.collect()"]
+    done = run_lives(s3_env.uri, *bodies)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert time.monotonic() - begin < 20
 
 
 @pytest.mark.fault(10)
@@ -662,5 +693,5 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 assert store.read("b", limit_bytes=9) == b"child"
 """
-    done = run_life(body, seaweed_env.uri)
+    done = run_lives(seaweed_env.uri, body)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -15,6 +15,7 @@ import pytest
 from spotckpt.deadline import Deadline
 from spotckpt.errors import NoCredentials, OutcomeUnknown, StoreError, Unavailable
 from spotckpt.store.base import MIB, Store
+from spotckpt.store.connection import SILENCE_TIMEOUT_S
 from spotckpt.store.multipart import MOST_PARTS, planned_part_bytes
 from spotckpt.store.open import open_store
 from spotckpt.store.s3 import S3Store
@@ -55,6 +56,11 @@ def connected(env: S3Env, **environment: str) -> Store:
     return store
 
 
+def assert_in_time(deadline: Deadline) -> None:
+    """It was the deadline that ended it, not the limit on silence, which comes twenty seconds after the last byte."""
+    assert deadline.now() < deadline.at + SILENCE_TIMEOUT_S / 2
+
+
 def parts_of(proxy: Proxy) -> list[Seen]:
     return [seen for seen in proxy.seen if seen.method == "PUT" and "partNumber" in seen.path]
 
@@ -68,7 +74,7 @@ def test_silence_in_the_middle_of_a_body_ends_at_the_deadline(size_bytes, s3_env
         deadline = Deadline.after(1.5)
         with pytest.raises(OutcomeUnknown, match=r"run/pack.*no answer"):
             store.put("pack", [bytes(size_bytes)], deadline=deadline)
-        assert time.clock_gettime(time.CLOCK_BOOTTIME) < deadline.at + 3
+        assert_in_time(deadline)
     wait_until(lambda: s3_env.uploads() == [], what="the abort")
     assert s3_env.keys() == []
 
@@ -100,7 +106,7 @@ def test_silence_in_the_middle_of_an_answer_ends_at_the_deadline(verb, action, s
                 "list": lambda: behind.list("", deadline=deadline),
                 "stat": lambda: behind.stat("pack", deadline=deadline),
             }[verb]()
-        assert time.clock_gettime(time.CLOCK_BOOTTIME) < deadline.at + 3
+        assert_in_time(deadline)
 
 
 @pytest.mark.fault(30)
@@ -234,16 +240,18 @@ def test_many_puts_that_are_given_up_leave_no_upload(s3_env):
 
 
 def test_giving_up_does_not_wait_for_what_is_on_its_way(s3_env):
+    gave_up: list[float] = []
+
     def give_up(_: int) -> None:
+        gave_up.append(time.monotonic())
         raise GivenUp
 
     with Proxy(s3_env.url) as proxy:
         proxy.on("PUT", "partNumber=[23]", stall_request(1000), times=float("inf"))
         store = open_store(s3_env.uri, environment=s3_env.behind(proxy.url).environment)
-        began = time.monotonic()
         with pytest.raises(GivenUp):
-            store.put("pack", [bytes(LARGE)], progress=give_up, deadline=Deadline.after(60.0))
-        assert time.monotonic() - began < 15
+            store.put("pack", [bytes(LARGE)], progress=give_up, deadline=Deadline.after(120.0))
+        assert time.monotonic() - gave_up[0] < SILENCE_TIMEOUT_S - 2
     assert s3_env.uploads() == []
 
 
@@ -310,7 +318,7 @@ def test_silence_over_tls_ends_at_the_deadline(action: Action, tls, s3_env):
         deadline = Deadline.after(1.5)
         with pytest.raises(OutcomeUnknown, match="no answer"):
             store.put("pack", [bytes(15 * MIB)], deadline=deadline)
-        assert time.clock_gettime(time.CLOCK_BOOTTIME) < deadline.at + 3
+        assert_in_time(deadline)
 
 
 @pytest.mark.fault(51)
@@ -332,12 +340,11 @@ def test_parts_that_are_there_do_not_go_again(s3_env):
     """An upload that is given up at its very end costs one request more."""
     data = [os.urandom(LARGE)]
     with Proxy(s3_env.url) as proxy:
-        store = connected(s3_env.behind(proxy.url))
-        proxy.on("POST", "uploadId", answer(503, error_body("SlowDown")), times=float("inf"))
+        store = S3Store(s3_env.uri, environment=s3_env.behind(proxy.url).environment)
+        proxy.on("POST", "uploadId", answer(503, error_body("SlowDown")))
         with pytest.raises(StoreError):
-            store.put_resumed("pack", data, deadline=Deadline.after(3))
+            store.put_resumed("pack", data)
         assert s3_env.uploads() == ["run/pack"] and s3_env.keys() == []
-        proxy.clear()
         first, told = len(parts_of(proxy)), []
         store.put_resumed("pack", data, progress=told.append)
         assert len(parts_of(proxy)) == first and sum(told) == LARGE
@@ -350,10 +357,10 @@ def test_parts_of_other_bytes_go_again(wrong, s3_env):
     """What another process left under the same key is known by its checksums, not by its place."""
     data, other = os.urandom(LARGE), os.urandom(LARGE if wrong == "bytes" else LARGE + MIB)
     with Proxy(s3_env.url) as proxy:
-        store = connected(s3_env.behind(proxy.url))
+        store = S3Store(s3_env.uri, environment=s3_env.behind(proxy.url).environment)
         proxy.on("PUT", "partNumber=3", reset(), times=float("inf"))
         with pytest.raises(StoreError):
-            store.put_resumed("pack", [other], deadline=Deadline.after(3))
+            store.put_resumed("pack", [other])
         assert s3_env.uploads() == ["run/pack"]
         proxy.clear()
         store.put_resumed("pack", [data])
@@ -364,10 +371,10 @@ def test_parts_of_other_bytes_go_again(wrong, s3_env):
 def test_who_may_not_list_parts_begins_anew(s3_env):
     data = os.urandom(LARGE)
     with Proxy(s3_env.url) as proxy:
-        store = connected(s3_env.behind(proxy.url))
+        store = S3Store(s3_env.uri, environment=s3_env.behind(proxy.url).environment)
         proxy.on("PUT", "partNumber=3", reset(), times=float("inf"))
         with pytest.raises(StoreError):
-            store.put_resumed("pack", [data], deadline=Deadline.after(3))
+            store.put_resumed("pack", [data])
         proxy.clear()
         proxy.on("GET", "uploadId", answer(403, error_body("AccessDenied")), times=float("inf"))
         store.put_resumed("pack", [data])

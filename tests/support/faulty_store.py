@@ -1,8 +1,8 @@
 """A store that fails where it is told to.
 
 Every verb that reaches the wrapped store is one operation with a number, from 1; each report of progress inside a `put`
-is one more. A `Faults` names the number and what happens there, so a test can run a scenario with 1, 2, 3, … until a
-whole run passes without the fault having fired: every operation was then cut once, none was forgotten.
+is one more. A `Faults` names the number and what happens there, so that `enumerate_faults` can cut each operation of a
+scenario once, and forgets none.
 
 `exists` and `put_if_absent` are made of `stat`, `create` and `read`, each of which counts by itself.
 """
@@ -90,7 +90,7 @@ class Faults:
             return self._call(verb, key, act, tear)
 
     def _call(self, verb: str, key: str, act: Callable[[], T], tear: Callable[[], object] | None) -> T:
-        if not self._due(f"{verb} {key}") or not self._concerns(verb):
+        if not self._due(f"{verb} {key}"):
             return act()
         self.fired = True
         if self.kind in DEATHS:
@@ -105,7 +105,7 @@ class Faults:
 
     def inner(self, key: str) -> None:
         """A point inside a `put`."""
-        if self._landing or not self._due(f"put(inner) {key}") or not self._concerns("put(inner)"):
+        if self._landing or not self._due(f"put(inner) {key}"):
             return
         self.fired = True
         if self.kind in DEATHS:
@@ -119,9 +119,6 @@ class Faults:
         self.trace.append(what)
         number = len(self.trace)
         return self.at > 0 and (number == self.at or (number > self.at and self.kind is Kind.FOREVER))
-
-    def _concerns(self, verb: str) -> bool:
-        return {Kind.EMPTY_LIST: verb == "list", Kind.LOST_REPLY: verb in WRITES}.get(self.kind, True)
 
     def _die(self, act: Callable[[], object], tear: Callable[[], object] | None, *, write: bool) -> None:
         if self.kind is Kind.DIE_AFTER:
@@ -219,18 +216,28 @@ class FaultyStore(Store):
 
 
 def enumerate_faults(kind: Kind, scenario: Callable[[Faults], object], *, limit: int = 500) -> list[str]:
-    """Runs the scenario with the fault at operation 1, 2, … until a run ends before the fault's turn.
+    """Runs the scenario once without a fault, and then with one at each of its operations that the kind concerns.
+
+    A lost reply concerns only writes, an empty list only listings. Who dies after, or inside of, what is no write
+    leaves all as it was before, which dying before it has shown.
 
     Returns:
-        The operations at which it fired (a lost reply concerns only writes, an empty list only listings).
+        The operations at which it fired.
     """
-    fired = []
-    for number in range(1, limit):
+    whole = Faults(kind, limit)
+    scenario(whole)
+    assert len(whole.trace) < limit, f"still not through after {limit} operations"
+    concerned = [number for number, what in enumerate(whole.trace, 1) if _is_concerned(kind, what.split()[0])]
+    assert concerned, "the fault never fired"
+    for number in concerned:
         faults = Faults(kind, number)
         scenario(faults)
-        if faults.fired:
-            fired.append(faults.trace[number - 1])
-        elif len(faults.trace) < number:
-            assert fired, "the fault never fired"
-            return fired
-    raise AssertionError(f"still not through after {limit} operations")
+        again, before = faults.trace[number - 1], whole.trace[number - 1]
+        assert faults.fired and again.split("/")[0] == before.split("/")[0], f"not the same twice: {before}, {again}"
+    return [whole.trace[number - 1] for number in concerned]
+
+
+def _is_concerned(kind: Kind, verb: str) -> bool:
+    if kind in (Kind.DIE_AFTER, Kind.DIE_IN_FLIGHT, Kind.TORN):
+        return verb in (*WRITES, "put(inner)")
+    return {Kind.EMPTY_LIST: verb == "list", Kind.LOST_REPLY: verb in WRITES}.get(kind, True)

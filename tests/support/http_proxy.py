@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from urllib.parse import urlsplit
 
+from tests.support.loop_server import LoopServer
 
-class HttpProxy:
+
+class HttpProxy(LoopServer):
     """Serves while it is entered.
 
     Args:
@@ -18,31 +19,9 @@ class HttpProxy:
     """
 
     def __init__(self, authorization: str = "") -> None:
+        super().__init__()
         self.asked: list[str] = []
-        self.port = 0
         self._authorization = authorization
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-
-    def __enter__(self) -> HttpProxy:
-        self._thread.start()
-        server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop)
-        self._server = server.result(10)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    async def _end(self) -> None:
-        self._server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -61,7 +40,7 @@ class HttpProxy:
     async def _pass(self, first: str, rest: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         method, target, version = first.split()
         url = urlsplit(f"//{target}" if method == "CONNECT" else target)
-        up_reader, up_writer = await asyncio.open_connection(url.hostname, url.port)
+        up_reader, up_writer = await self._connect(url.hostname or "", url.port or 80)
         if method == "CONNECT":
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         else:

@@ -18,12 +18,12 @@ import ssl
 import struct
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.support.loop_server import LoopServer
 from tests.support.servers import wait_until
 
 _PIECE = 64 * 1024
@@ -132,7 +132,7 @@ class _Rule:
         return self.turns > 0 and fits and self.when(seen)
 
 
-class Proxy:
+class Proxy(LoopServer):
     """A proxy in front of `target`, an `http://host:port`.
 
     Args:
@@ -142,20 +142,14 @@ class Proxy:
     """
 
     def __init__(self, target: str, *, bytes_per_s: float | None = None, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(tls, None if bytes_per_s is None else _LINE_BUFFER)
         self.bytes_per_s = bytes_per_s
-        self._tls = tls
         self.seen: list[Seen] = []
         parts = urlsplit(target)
         self._target = (parts.hostname or "127.0.0.1", parts.port or 80)
         self._rules: list[_Rule] = []
         self._lock = threading.Lock()
         self._ready_at = 0.0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: weakref.WeakSet[asyncio.StreamWriter] = weakref.WeakSet()
-        self.port = 0
 
     @property
     def url(self) -> str:
@@ -194,47 +188,6 @@ class Proxy:
         hits: list[Seen] = wait_until(found, timeout_s=timeout_s, what=f"{count} {method} {path}")
         return hits
 
-    def __enter__(self) -> Proxy:
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(timeout=10)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(timeout=10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=10)
-        self._loop.close()
-
-    async def _listen(self) -> None:
-        listening = socket.create_server(("127.0.0.1", 0))
-        if self.bytes_per_s is not None:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LINE_BUFFER)
-        limit = 2**20 if self.bytes_per_s is None else _LINE_BUFFER
-        self._server = await asyncio.start_server(self._accept, sock=listening, limit=limit, ssl=self._tls)
-        self.port = listening.getsockname()[1]
-
-    async def _end(self) -> None:
-        assert self._server is not None
-        # closed only at the end: what was accepted and has no transport yet would find no server, and never be closed
-        for listening in self._server.sockets:
-            self._loop.remove_reader(listening.fileno())
-        await asyncio.sleep(0)  # a task that is cancelled before its first step would not close what it was given
-        # asyncio's own tasks as well, which make a connection of what was just accepted
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for writer in self._writers:
-            writer.transport.abort()
-        self._server.close()
-        await asyncio.sleep(0.01)  # the loop closes the aborted sockets in its next turns
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)  # here: a task that is cancelled before its first step runs nothing at all
-        task = self._loop.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._exchange(reader, writer)
@@ -251,8 +204,7 @@ class Proxy:
         if action.kind in ("stall", "reset", "answer"):
             await self._refuse(action, seen, reader, writer)
             return
-        up_reader, up_writer = await asyncio.open_connection(*self._target)
-        self._writers.add(up_writer)
+        up_reader, up_writer = await self._connect(*self._target)
         try:
             if "expect" in seen.headers:
                 writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -29,11 +29,16 @@ REGION = "us-east-1"
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 that nobody listens on now.
+
+    None of those that the system takes for connections going out (from 32768 on): before its server listens there, or
+    while that is being started again, anybody's connection could have taken it, or have met itself on it.
+    """
+    while True:
+        port = 12000 + secrets.randbelow(20000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], Any], *, timeout_s: float = 60.0, what: str = "the condition") -> Any:
@@ -88,7 +93,7 @@ class S3Env:
 class S3Server:
     """A process that serves S3 on a port of its own."""
 
-    start_timeout_s = 30.0
+    start_timeout_s = 120.0
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -165,12 +170,20 @@ class S3Server:
 
 
 class MotoServer(S3Server):
-    """moto's S3: starts fast, takes any credentials, verifies no checksum, forgets everything at its end."""
+    """moto's S3: starts fast, takes any credentials, verifies no checksum, forgets everything at its end.
+
+    Args:
+        page_keys: how many keys it lists at once. S3 lists a thousand.
+    """
+
+    def __init__(self, page_keys: int = 1000) -> None:
+        super().__init__()
+        self.page_keys = page_keys
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         code = "import sys; from moto.server import main; main(sys.argv[1:])"
         command = [sys.executable, "-W", "ignore", "-c", code, "-H", "127.0.0.1", "-p", str(self.port)]
-        return spawn(command)
+        return spawn(command, MOTO_S3_DEFAULT_MAX_KEYS=str(self.page_keys))
 
 
 class Seaweed(S3Server):
@@ -308,8 +321,7 @@ class ScriptedServer:
         self.script = script
         self.stopping = threading.Event()
         handler = type("Handler", (_ScriptedHandler,), {"scripted": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     @property
@@ -326,6 +338,11 @@ class ScriptedServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # of the usual five the sixth waits a second, until it asks again
 
 
 class _ScriptedHandler(BaseHTTPRequestHandler):
