@@ -26,6 +26,12 @@ def new_run(tmp_path: Path) -> Iterator[NewRun]:
 
 
 @pytest.fixture(autouse=True)
+def one_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a life's operations come in the same order whenever it is lived, and each is cut."""
+    monkeypatch.setattr("spotckpt.snapshot.lazy.READS_AT_ONCE", 1)
+
+
+@pytest.fixture(autouse=True)
 def few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short histories then go on from segments as long ones do."""
     monkeypatch.setattr("spotckpt.snapshot.segments.SMALL_BYTES", 200)

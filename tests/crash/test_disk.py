@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from spotckpt.errors import StoreError
-from spotckpt.store import local
+from spotckpt.store import durable, local
 from spotckpt.store.local import LocalStore
 from tests.crash.conftest import NewRun
 from tests.crash.test_planted import expect_caught
@@ -133,7 +133,8 @@ def everywhere(new_run: NewRun, fails: str = "") -> Callable[[], object]:
 
 
 def test_planted_names_not_synced(new_run: NewRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_sync_directory", lambda directory: None)
+    for module in (durable, local):
+        monkeypatch.setattr(module, "sync_directory", lambda directory: None)
     expect_caught(everywhere(new_run), "I1: .* was acknowledged|I2/I3: .* committed and not whole")
 
 

@@ -11,7 +11,7 @@ import pytest
 from spotckpt.errors import OutcomeUnknown, StoreError, Unavailable
 from tests.crash.conftest import NewRun
 from tests.crash.schedule import is_shared
-from tests.crash.world import RAW, REAL, Actor, Protocol, World, recover
+from tests.crash.world import RAW, Actor, Past, World, recover
 from tests.support.faulty_store import Crash, Faults, Kind, enumerate_faults
 
 
@@ -36,26 +36,25 @@ BEFORE = pytest.mark.parametrize("before", [empty, released, crashed], ids=lambd
 Before = Callable[[World], None]
 
 
-def play(new_run: NewRun, before: Before, faults: Faults, *, protocol: Protocol = REAL) -> World:
-    """A life with a fault in it, then two restarts; each must find what it must, and go on."""
-    world = World(new_run(), protocol)
-    before(world)
+def play(past: Past, faults: Faults, *, restarts: int = 1) -> None:
+    """A life with a fault in it, then restarts; each must find what it must, and go on."""
+    world = past()
     error = Actor(world, faults).live()
     assert (error is None) == (not faults.fired), f"{faults}: {error!r}"
-    for _ in range(2 if before is crashed else 1):
+    for _ in range(restarts):
         actor = recover(world)
         world.dead.add(actor.holder.agent_pid)
     shutil.rmtree(world.root)
-    return world
 
 
 @pytest.mark.fault(1)
 @BEFORE
 @pytest.mark.parametrize("kind", [Kind.DIE_BEFORE, Kind.DIE_AFTER], ids=lambda kind: kind.name)
 def test_killed_at_every_operation(new_run: NewRun, before: Before, kind: Kind) -> None:
-    fired = enumerate_faults(kind, lambda faults: play(new_run, before, faults))
+    past = Past(new_run, before)
+    fired = enumerate_faults(kind, lambda faults: play(past, faults, restarts=2 if before is crashed else 1))
     verbs = {operation.split()[0] for operation in fired}
-    assert verbs >= {"create", "put", "put(inner)", "read", "list", "stat"}
+    assert verbs >= {"create", "put", "put(inner)", *(("read", "list", "stat") if kind is Kind.DIE_BEFORE else ())}
     assert any("create snapshots/" in operation for operation in fired)
 
 
@@ -77,9 +76,10 @@ def test_killed_at_every_operation_when_nobody_knows_who_is_dead(new_run: NewRun
 @BEFORE
 @pytest.mark.parametrize("kind", [Kind.ONCE, Kind.LOST_REPLY], ids=lambda kind: kind.name)
 def test_one_failure_is_survived_without_an_error(new_run: NewRun, before: Before, kind: Kind) -> None:
+    past = Past(new_run, before)
+
     def scenario(faults: Faults) -> None:
-        world = World(new_run())
-        before(world)
+        world = past()
         acknowledged = len(world.acknowledged)
         error = Actor(world, faults).live()
         assert error is None, f"{faults}: {error!r}"
@@ -92,9 +92,10 @@ def test_one_failure_is_survived_without_an_error(new_run: NewRun, before: Befor
 
 @BEFORE
 def test_unknown_outcome_is_wholly_old_or_wholly_new(new_run: NewRun, before: Before) -> None:
+    past = Past(new_run, before, protocol=RAW)
+
     def scenario(faults: Faults) -> None:
-        world = World(new_run(), RAW)
-        before(world)
+        world = past()
         error = Actor(world, faults).live()
         assert error is None or isinstance(error, OutcomeUnknown), f"{faults}: {error!r}"
         assert (error is not None) == faults.fired
@@ -105,9 +106,10 @@ def test_unknown_outcome_is_wholly_old_or_wholly_new(new_run: NewRun, before: Be
 
 @BEFORE
 def test_store_that_is_gone_for_good_from_any_operation_on(new_run: NewRun, before: Before) -> None:
+    past = Past(new_run, before)
+
     def scenario(faults: Faults) -> None:
-        world = World(new_run())
-        before(world)
+        world = past()
         error = Actor(world, faults).live()
         if faults.fired:
             assert isinstance(error, Unavailable | OutcomeUnknown), f"{faults}: {error!r}"
@@ -121,9 +123,10 @@ def test_store_that_is_gone_for_good_from_any_operation_on(new_run: NewRun, befo
 @pytest.mark.fault(46)
 @BEFORE
 def test_a_listing_that_is_empty_once(new_run: NewRun, before: Before) -> None:
+    past = Past(new_run, before)
+
     def scenario(faults: Faults) -> None:
-        world = World(new_run())
-        before(world)
+        world = past()
         expected = world.check()
         actor = Actor(world, faults)
         assert actor.live() is None
@@ -137,33 +140,33 @@ def test_a_listing_that_is_empty_once(new_run: NewRun, before: Before) -> None:
 @pytest.mark.parametrize("before", [empty, released], ids=lambda function: function.__name__)
 def test_request_in_flight_lands_at_any_time_after_the_death(new_run: NewRun, before: Before) -> None:
     """What a client that died had sent may be carried out later: between any two reads or claims of the next one."""
-    operations = enumerate_faults(Kind.DIE_IN_FLIGHT, lambda faults: _dies(World(new_run()), before, faults))
-    for number, operation in enumerate(operations, 1):
+    past, whole = Past(new_run, before), Faults()
+    _dies(past(), whole)
+    for number, operation in enumerate(whole.trace, 1):
         if not _may_matter_late(operation) or (before is released and "run.json" in operation):
             continue
         landing, trace = 0, ["the first"]
         while landing <= len(trace):
             landing += 1
             if landing > len(trace) or is_shared(trace[landing - 1]) or landing == 1:
-                trace = _lands(World(new_run()), before, Faults(Kind.DIE_IN_FLIGHT, number), landing)
+                trace = _lands(past(), Faults(Kind.DIE_IN_FLIGHT, number), landing)
 
 
 def _may_matter_late(operation: str) -> bool:
     return operation.split(maxsplit=1)[0] in ("create", "put") and is_shared(operation)
 
 
-def _dies(world: World, before: Before, faults: Faults) -> None:
-    before(world)
+def _dies(world: World, faults: Faults) -> None:
     Actor(world, faults).live(saves=1)
 
 
-def _lands(world: World, before: Before, faults: Faults, landing: int) -> list[str]:
+def _lands(world: World, faults: Faults, landing: int) -> list[str]:
     """The request lands before that operation of a restart that dies before its first commit, or else after it.
 
     Returns:
         The operations of that restart.
     """
-    _dies(world, before, faults)
+    _dies(world, faults)
     counted = _LandsBefore(faults, landing)
     assert Actor(world, counted).live(saves=0) is None, f"{faults}, landing before operation {landing}"
     faults.land()
@@ -190,22 +193,18 @@ class _LandsBefore(Faults):
 @pytest.mark.fault(89)
 @pytest.mark.parametrize("before", [empty, released], ids=lambda function: function.__name__)
 def test_killed_again_during_the_recovery(new_run: NewRun, before: Before) -> None:
-    kinds = (Kind.DIE_BEFORE, Kind.DIE_AFTER)
+    past, kinds = Past(new_run, before), (Kind.DIE_BEFORE, Kind.DIE_AFTER)
 
     def scenario(first: Faults) -> None:
-        number = 1 + first.at % 9
-        while _twice(World(new_run()), before, first_again(first), Faults(kinds[number // 9 % 2], number)):
-            number += 9
-        _dies(World(new_run()), before, first)
-
-    def first_again(first: Faults) -> Faults:
-        return Faults(kinds[first.at % 2], first.at)
+        number = 1 + first.at % 7
+        while _twice(past(), Faults(first.kind, first.at), Faults(kinds[number // 7 % 2], number)):
+            number += 7
+        _dies(past(), first)
 
     enumerate_faults(Kind.DIE_AFTER, scenario)
 
 
-def _twice(world: World, before: Before, first: Faults, second: Faults) -> bool:
-    before(world)
+def _twice(world: World, first: Faults, second: Faults) -> bool:
     Actor(world, first).live(saves=1)
     world.check()
     error = Actor(world, second).live(saves=1)
@@ -216,13 +215,19 @@ def _twice(world: World, before: Before, first: Faults, second: Faults) -> bool:
 
 
 def test_rewind_stays_in_force_wherever_it_is_cut(new_run: NewRun) -> None:
+    past = Past(new_run, three)
     for again in ("newest", "step=1"):
         for kind in (Kind.DIE_BEFORE, Kind.DIE_AFTER):
-            enumerate_faults(kind, lambda faults, again=again: rewind(World(new_run()), faults, again))  # type: ignore[misc]
+            enumerate_faults(kind, lambda faults, again=again: rewind(past(), faults, again))  # type: ignore[misc]
+
+
+def three(world: World) -> None:
+    """An attempt with three snapshots."""
+    assert Actor(world).live(saves=3) is None
 
 
 def rewind(world: World, faults: Faults, again: str) -> None:
-    assert Actor(world).live(saves=3) is None
+    """A life that goes back in a run of `three`."""
     Actor(world, faults).live(saves=1, selector="step=1")
     rewound = (world.root / "attempts/0002.json").exists()
     saved = [text for text in world.acknowledged if text.startswith("a0002")]
@@ -244,12 +249,12 @@ def rewind(world: World, faults: Faults, again: str) -> None:
 @pytest.mark.fault(67)
 @pytest.mark.parametrize("damage", ["pack", "part", "manifest", "no pack", "no part"])
 def test_damaged_base_gives_way_to_the_next_and_says_so(new_run: NewRun, damage: str) -> None:
-    enumerate_faults(Kind.DIE_AFTER, lambda faults: damaged_base(World(new_run()), faults, damage))
+    past = Past(new_run, three)
+    enumerate_faults(Kind.DIE_AFTER, lambda faults: damaged_base(past(), faults, damage))
 
 
 def damaged_base(world: World, faults: Faults, damage: str) -> None:
-    """An attempt records its base, the base is damaged, and the next restart is cut before the one that is judged."""
-    assert Actor(world).live(saves=3) is None
+    """After `three` an attempt records its base, that is damaged, and a restart is cut; the next one is judged."""
     second = Actor(world)
     second.start()
     world.dead.add(second.holder.agent_pid)

@@ -26,7 +26,7 @@ from tests.crash.conftest import NewRun
 from tests.crash.schedule import run
 from tests.crash.test_interleavings import SEED
 from tests.crash.test_prune import age, is_shared, pruned, two_lives
-from tests.crash.world import RAW, Actor, World, recover
+from tests.crash.world import RAW, Actor, Past, World, recover
 from tests.support.checker import Bucket, Id, check, is_whole
 from tests.support.faulty_store import Crash, Faults, FaultyStore, Gate, Kind, enumerate_faults, no_gate
 
@@ -71,12 +71,11 @@ def is_complete(root: Path) -> bool:
 @pytest.mark.parametrize("copy", [False, True], ids=["shared", "copied"])
 @pytest.mark.parametrize("kind", [Kind.DIE_BEFORE, Kind.DIE_AFTER, Kind.LOST_REPLY], ids=lambda kind: kind.name)
 def test_cut_at_every_operation_and_repeated(new_run: NewRun, kind: Kind, *, copy: bool) -> None:
-    template = World(new_run())
-    two_lives(template)
-    wanted = template.acknowledged[2]
+    past = Past(new_run, two_lives)
+    wanted = past.template.acknowledged[2]
 
     def scenario(faults: Faults) -> None:
-        parent, to = copy_of(template, new_run()), new_run()
+        parent, to = past(), new_run()
         try:
             made = forked(parent.root, wanted, to, faults, copy=copy)
         except (Crash, SnapshotError, StoreError):
@@ -103,13 +102,8 @@ def test_cut_at_every_operation_and_repeated(new_run: NewRun, kind: Kind, *, cop
             shutil.rmtree(root)
 
     fired = enumerate_faults(kind, scenario)
-    assert kind is Kind.LOST_REPLY or {one.split()[0] for one in fired} >= {"read", "create", "put", "stat", "list"}
-
-
-def copy_of(world: World, root: Path) -> World:
-    """The same run in another place."""
-    shutil.copytree(world.root, root)
-    return World(root, acknowledged=list(world.acknowledged), winners=list(world.winners), dead=set(world.dead))
+    verbs = {one.split()[0] for one in fired}
+    assert verbs >= {"create", "put", *(("read", "stat", "list") if kind is Kind.DIE_BEFORE else ())}
 
 
 class HalfDeletes(Faults):
@@ -125,15 +119,14 @@ class Beside:
     def __init__(self, new_run: NewRun, make: Callable[..., Fork] = forked) -> None:
         self.new_run = new_run
         self.make = make
-        self.template = World(new_run())
-        two_lives(self.template)
+        self.past = Past(new_run, two_lives)
         self.completed = self.failed = 0
         self.died = True
 
     def __call__(self, at: int, kind: Kind, first: int, switches: tuple[int, ...]) -> int:
-        root, to = self.new_run(), self.new_run()
-        parent = copy_of(self.template, root)
-        wanted = self.template.acknowledged[2]  # uses a pack of a snapshot that goes, and that no other uses
+        parent, to = self.past(), self.new_run()
+        root = parent.root
+        wanted = parent.acknowledged[2]  # uses a pack of a snapshot that goes, and that no other uses
         made: list[Fork] = []
 
         def forks(gate: Gate) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.crash.conftest import NewRun
 from tests.crash.schedule import Actor as Lane
 from tests.crash.schedule import all_schedules, random_schedules, run
-from tests.crash.world import RAW, Actor, Protocol, World, recover
+from tests.crash.world import RAW, Actor, Past, Protocol, World, recover
 from tests.support import checker
 from tests.support.faulty_store import Gate
 
@@ -47,13 +47,11 @@ def both_start(world: World) -> Sequence[Lane]:
 
 def both_go_on(world: World) -> Sequence[Lane]:
     """Two restarts of a run that was released."""
-    assert Actor(world).live(saves=2) is None
     return both_start(world)
 
 
 def rewinds(world: World) -> Sequence[Lane]:
     """One goes back to step 1 and dies before its first commit, another restarts plainly."""
-    assert Actor(world).live(saves=3) is None
     first, second = Actor(world), Actor(world)
 
     def goes_back(gate: Gate) -> None:
@@ -71,6 +69,8 @@ def _goes_on(actor: Actor) -> None:
 
 
 SCENES = [late_commits, late_first_commit, both_start, both_go_on, rewinds]
+PASTS = {both_go_on: 2, rewinds: 3}
+"""How many snapshots an attempt had left that was released."""
 
 
 class Play:
@@ -82,14 +82,17 @@ class Play:
     """
 
     def __init__(self, new_run: NewRun, scene: Scene, protocol: Protocol = RAW) -> None:
-        self.new_run = new_run
         self.scene = scene
-        self.protocol = protocol
+        self.past = Past(new_run, self._live, protocol=protocol, knows_the_dead=False)
         self.late = 0
         self.acknowledged = 0
 
+    def _live(self, world: World) -> None:
+        if self.scene in PASTS:
+            assert Actor(world).live(saves=PASTS[self.scene]) is None
+
     def __call__(self, first: int, switches: Sequence[int]) -> int:
-        world = World(self.new_run(), self.protocol, knows_the_dead=False)
+        world = self.past()
         lanes = self.scene(world)
         before = world.num_acknowledged
         try:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,9 +31,9 @@ from spotckpt.store.local import LocalStore
 from spotckpt.store.retry import Retrying
 from tests.crash.conftest import NewRun
 from tests.crash.schedule import all_schedules
-from tests.crash.test_enumerate import damaged_base, empty, play, rewind
+from tests.crash.test_enumerate import damaged_base, empty, play, rewind, three
 from tests.crash.test_interleavings import Play, Scene, both_start, late_commits
-from tests.crash.world import RAW, REAL, Actor, Protocol, World
+from tests.crash.world import RAW, REAL, Actor, Past, Protocol, World
 from tests.support.checker import Violation
 from tests.support.faulty_store import Faults, Kind, enumerate_faults
 
@@ -47,7 +48,7 @@ def in_every_order(new_run: NewRun, scene: Scene, protocol: Protocol) -> Callabl
 
 
 def cut_everywhere(new_run: NewRun, kind: Kind, protocol: Protocol) -> Callable[[], object]:
-    return lambda: enumerate_faults(kind, lambda faults: play(new_run, empty, faults, protocol=protocol))
+    return lambda: enumerate_faults(kind, partial(play, Past(new_run, empty, protocol=protocol)))
 
 
 def manifest_before_bytes(store: Store, staged: Staged, data: memoryview, **options: Any) -> tuple[Manifest, Previous]:
@@ -115,9 +116,9 @@ def test_choosing_the_newest_of_all_branches(new_run: NewRun) -> None:
         found = sorted((one for one in catalog.snapshots if selector.step in (0, one.step)), reverse=True)
         return Choice(tuple(found), not found, (), "")
 
-    protocol = replace(REAL, choose=by_id)
+    past = Past(new_run, three, protocol=replace(REAL, choose=by_id))
     expect_caught(
-        lambda: enumerate_faults(Kind.DIE_BEFORE, lambda faults: rewind(World(new_run(), protocol), faults, "newest")),
+        lambda: enumerate_faults(Kind.DIE_BEFORE, lambda faults: rewind(past(), faults, "newest")),
         "a restart chose .*-s00000003-.* where it must choose .*-s00000001-",
     )
 
@@ -131,10 +132,8 @@ def test_digests_ignored(new_run: NewRun) -> None:
             store.stat(name)
         return int(part.tree["step"])
 
-    protocol = replace(REAL, read=trusting)
-    expect_caught(
-        lambda: damaged_base(World(new_run(), protocol), Faults(), "pack"), "a restart chose .* where it must choose"
-    )
+    past = Past(new_run, three, protocol=replace(REAL, read=trusting))
+    expect_caught(lambda: damaged_base(past(), Faults(), "pack"), "a restart chose .* where it must choose")
 
 
 def test_unknown_taken_for_failed(new_run: NewRun) -> None:
@@ -173,10 +172,6 @@ def test_store_that_tears_a_manifest(new_run: NewRun) -> None:
     world = World(new_run())
     Actor(world, Faults(Kind.TORN, number, tears=True)).live()
     expect_caught(world.check, "I2/I3: .* committed and not whole")
-
-
-def test_real_store_never_tears(new_run: NewRun) -> None:
-    enumerate_faults(Kind.TORN, lambda faults: play(new_run, empty, faults))
 
 
 def _trace_of_a_life(new_run: NewRun) -> list[str]:

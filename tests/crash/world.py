@@ -6,9 +6,10 @@ names these calls, so that a test can put a broken one in the place of a real on
 
 from __future__ import annotations
 
-import itertools
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ class World:
     said: list[str] = field(default_factory=list)
     at_end: Callable[[], None] = lambda: None
     inner: Store | None = None
-    pids: Any = field(default_factory=lambda: itertools.count(1000))
+    last_pid: int = 999
 
     @property
     def uri(self) -> str:
@@ -195,8 +196,32 @@ class World:
             raise checker.Violation(f"an attempt had two winners: {self.winners}")
         return checker.check(self.uri, self.acknowledged, damaged=self.damaged)
 
+    def copy(self, root: Path) -> World:
+        """The same run in another place, as it stands now."""
+        shutil.copytree(self.root, root)
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        told = {name: copy(one) for name, one in found.items() if isinstance(one, list | set)}
+        return replace(self, root=root, **told)
+
+    def new_pid(self) -> int:
+        self.last_pid += 1
+        return self.last_pid
+
     def alive(self, holder: Holder) -> bool | None:
         return holder.agent_pid not in self.dead if self.knows_the_dead else None
+
+
+class Past:
+    """Makes worlds with a past, which is lived once, in `template`, and copied then."""
+
+    def __init__(self, new_run: Callable[[], Path], past: Callable[[World], object], **options: Any) -> None:
+        self._new_run = new_run
+        self.template = World(new_run(), **options)
+        self.template.root.mkdir()
+        past(self.template)
+
+    def __call__(self) -> World:
+        return self.template.copy(self._new_run())
 
 
 class Actor:
@@ -211,7 +236,7 @@ class Actor:
         self.faulty = FaultyStore(inner, self.faults, gate=gate)
         self.faulty.clock = self.clock
         self.store = self.protocol.wrap(self.faulty)
-        self.holder = Holder(host="here", boot_id="boot", pid_namespace="pid:[1]", agent_pid=next(world.pids))
+        self.holder = Holder(host="here", boot_id="boot", pid_namespace="pid:[1]", agent_pid=world.new_pid())
         self.beats = 0
         self.sequence = 0
         self.step = 0
@@ -371,4 +396,4 @@ def recover(world: World, *, selector: str = "newest") -> Actor:
     return actor
 
 
-__all__ = ["RAW", "REAL", "Actor", "ActorClock", "Kind", "Protocol", "World", "recover", "stage"]
+__all__ = ["RAW", "REAL", "Actor", "ActorClock", "Kind", "Past", "Protocol", "World", "recover", "stage"]
