@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from spotckpt.address import NEWEST, Metric, Selector
 from spotckpt.errors import AddressError, Corrupt, NoSuchSnapshot, NothingRestorable, Pruned, SnapshotError
@@ -23,6 +23,7 @@ from spotckpt.snapshot.lazy import Found, Line
 Evaluated = Callable[[Sequence[SnapshotId]], "Mapping[SnapshotId, Mapping[str, float]]"]
 """The `evaluated` metrics of these snapshots; one whose manifest cannot be read is left out."""
 
+MOST_SKIPPED = 200
 _BY_ID = "name a snapshot by its full id (@a....-n....), or start afresh with @start"
 
 
@@ -59,8 +60,9 @@ class Choice:
     followed: bool = False
 
     def skipped(self, chosen: SnapshotId | None) -> tuple[str, ...]:
-        """The candidates before the chosen one, for the base record."""
-        return tuple(str(one) for one in takewhile(lambda one: one != chosen, self.candidates))
+        """The candidates before the chosen one, for the base record; of many the first, as a record is bounded."""
+        before = takewhile(lambda one: one != chosen, self.candidates)
+        return tuple(str(one) for one in islice(before, MOST_SKIPPED))
 
 
 def lineage(catalog: Catalog, attempt: int, *, evaluated: Evaluated | None = None) -> Lineage:

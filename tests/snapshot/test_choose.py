@@ -8,8 +8,9 @@ import pytest
 
 from spotckpt.address import Selector
 from spotckpt.errors import Corrupt, NoSuchSnapshot, NothingRestorable, Pruned
-from spotckpt.snapshot.choose import choose, lineage
+from spotckpt.snapshot.choose import MOST_SKIPPED, Choice, choose, lineage
 from spotckpt.snapshot.keys import SnapshotId
+from spotckpt.snapshot.records import Base
 from tests.snapshot.bucket import catalog, raises_naming, sid
 
 A = [sid(1, n) for n in range(1, 5)]  # attempt 1: steps 10, 20, 30, 40
@@ -299,6 +300,13 @@ def test_skipped_are_the_candidates_before() -> None:
     choice = newest(A, {1: None}, before=2)
     assert choice.skipped(A[1]) == (str(A[3]), str(A[2]))
     assert choice.skipped(A[3]) == ()
+
+
+def test_where_thousands_are_skipped_the_base_can_be_recorded() -> None:
+    ids = tuple(sid(1, number) for number in range(5000, 0, -1))
+    skipped = Choice(ids, False, (), "").skipped(ids[-1])
+    assert skipped[0] == str(ids[0]) and len(skipped) == MOST_SKIPPED
+    Base(2, str(ids[-1]), skipped=skipped).to_bytes()
 
 
 # pruned ones
