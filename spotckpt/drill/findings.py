@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ _MOST_BY_ROUNDING = 1e-2
 
 _PLAIN_TYPES = ("int", "float", "complex", "bool", "str", "NoneType", "list", "tuple", "dict", "set", "deque")
 _RANK = {"generator": 0, "tensor": 1, "list": 2, "number": 3}
+"""Which of the values that did not come back is told first."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def data_changed(found: Difference, files: Sequence[str]) -> Finding:
 def nondeterministic(found: Difference) -> Finding:
     """Tensors that are others although generators and batches are the same and nothing was resumed."""
     size = found.size
-    if size is not None and size > _MOST_BY_ROUNDING:
+    if size is not None and not size <= _MOST_BY_ROUNDING:  # also NaN, which only one of them has
         return unknown(found)
     how = f"by {size:.0e} of its size" if size else "in a few bits"
     return Finding(
@@ -149,7 +151,7 @@ def not_brought_back(
         tracked: the shapes of what is, by name, as in `model/0.weight`.
         found: the first thing recorded that differs, if there is one.
     """
-    worst = sorted(carried, key=lambda one: (one.healed, one.life, _RANK[one.kind], -one.changes))[0]
+    worst = sorted(carried, key=lambda one: (one.healed, one.life, *_rank(one), -one.changes))[0]
     name, what = worst.root, f"{worst.root} ({worst.type} of {worst.function})"
     later = f"; {_named(found)} follows {found.where}" if found is not None else ""
     others = [root for root in dict.fromkeys(one.root for one in carried) if root != name]
@@ -209,6 +211,12 @@ def generator(name: str) -> tuple[str, str]:
         path = rest.partition(" ")[2]
         return f"the generator {path} of a data loader", f"give {path} a fixed seed"
     return f"the generator of {name}", "torch.manual_seed(0)"
+
+
+def _rank(one: Carried) -> tuple[bool, int]:
+    """`last_epoch` says more to a reader than `_last_lr` does."""
+    is_private = re.search(r"\._[^.]*$", one.path) is not None
+    return is_private and one.kind in ("list", "number"), _RANK[one.kind]
 
 
 def _twin(texts: Sequence[str], tracked: Mapping[str, list[int]]) -> str:

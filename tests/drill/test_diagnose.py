@@ -153,6 +153,11 @@ def test_a_large_difference_without_another_reason_is_not_the_kernels():
     assert found(lives=[life(change=jump)]).cause == "something else"
 
 
+def test_a_number_that_only_one_of_them_has_not_is_not_the_kernels():
+    nan = changing("tensors", WEIGHT, lambda step: [f"v{step}", float("nan"), [4]], since=3)
+    assert found(lives=[life(change=nan)]).cause == "something else"
+
+
 def test_kernels_whose_rounding_shows_after_a_resume_only_are_found_by_the_control():
     rounding = changing("tensors", WEIGHT, lambda step: [f"v{step}", (1.0 + step) * (1 + 1e-7), [4]], since=6)
     lives = (FIRST, life(first=RESUMED_AT, change=rounding))
@@ -194,6 +199,28 @@ def test_a_copy_of_the_model_that_begins_anew():
     finding = found(plain, (plain, resumed))
     assert (finding.cause, finding.name, finding.step) == ("untracked copy", "ema", RESUMED_AT)
     assert "run.track(ema=ema)" in finding.remedy
+
+
+def test_of_what_an_object_counts_that_is_told_first_which_has_a_name_for_its_users():
+    def counting(begin):
+        values = {"scheduler._last_lr": "list", "scheduler.last_epoch": "number", "scheduler._step_count": "number"}
+        return both(
+            *(
+                changing(
+                    "locals",
+                    path,
+                    lambda step, kind=kind: leaf(kind, str(step - begin), root="scheduler", type_name="StepLR"),
+                    at=("start", "step"),
+                )
+                for path, kind in values.items()
+            )
+        )
+
+    plain = life(change=counting(0))
+    finding = found(plain, (plain, life(first=RESUMED_AT, change=counting(RESUMED_AT))))
+    assert (finding.cause, finding.name) == ("untracked state", "scheduler")
+    assert finding.first.startswith("scheduler.last_epoch after the resume at step 4")
+    assert finding.remedy.startswith("run.track(scheduler=scheduler)")
 
 
 def test_a_sum_that_begins_anew_and_the_metric_that_follows():

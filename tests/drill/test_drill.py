@@ -1,4 +1,4 @@
-"""`spotckpt drill` on real trainings: five that are not what they seem, each named right, and some that are."""
+"""`spotckpt drill` on real trainings: six that are not what they seem, each named right, and some that are."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.drill.forks import forks
 
 SCRIPTS = Path(__file__).parent / "scripts"
 TIMEOUT_S = 280
@@ -31,13 +34,16 @@ def drill(folder: Path, *arguments: str, json_wanted: bool = True) -> subprocess
     return done
 
 
-def script(name: str, *arguments: str) -> list[str]:
-    return ["--", sys.executable, str(SCRIPTS / name), *arguments]
-
-
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("d")  # a short name: sockets' paths are limited
+
+
+@pytest.fixture
+def python(folder: Path) -> Iterator[list[str]]:
+    """A `python` that has torch imported already."""
+    with forks(folder) as command:
+        yield command
 
 
 PLANTED = {
@@ -46,19 +52,23 @@ PLANTED = {
     "accumulator": ("local accumulator", "total", "total after the resume"),
     "kernels": ("nondeterministic kernels", "table/weight", "the tensor table/weight at step "),
     "data": ("data changed", "data.npy", "the batch at step"),
+    "scheduler": ("untracked state", "scheduler", "scheduler.last_epoch after the resume"),
 }
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_fault_is_named(folder, name):
+def test_a_planted_fault_is_named(folder, python, name):
     cause, named, first = PLANTED[name]
     kind = "sigterm" if name == "accumulator" else "kill-trainer"
-    done = drill(folder, "--interruptions", "1", "--kinds", kind, *script(f"{name}.py"))
+    command = [sys.executable] if name == "unseeded" else python  # forks have their generators in common
+    done = drill(folder, "--interruptions", "1", "--kinds", kind, "--", *command, str(SCRIPTS / f"{name}.py"))
     assert done.returncode == 1, done.stdout + done.stderr
     finding = json.loads(done.stdout)["finding"]
     assert finding["cause"] == cause, finding
     assert finding["name"].endswith(named)
     assert first in finding["first"]
+    if cause.startswith("untracked"):
+        assert f"run.track({named}={named})" in finding["remedy"]
 
 
 @pytest.mark.parametrize(
@@ -68,11 +78,11 @@ def test_a_planted_fault_is_named(folder, name):
         (["--workers", "2"], ("notice", "kill-agent", "sigterm")),
     ],
 )
-def test_a_clean_training_is_the_same_whatever_happens_to_it(folder, options, kinds):
+def test_a_clean_training_is_the_same_whatever_happens_to_it(folder, python, options, kinds):
     done = drill(
         folder,
-        *("--interruptions", str(len(kinds)), "--kinds", ",".join(kinds), "--seed", "4"),
-        *script("clean.py", *options),
+        *("--interruptions", str(len(kinds)), "--kinds", ",".join(kinds), "--seed", "4", "--"),
+        *(*python, str(SCRIPTS / "clean.py"), *options),
     )
     found = json.loads(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -93,12 +103,12 @@ def test_a_program_that_fails_by_itself_is_shown(folder):
     assert "ended with status 1, and opened no run" in done.stderr
 
 
-def test_a_run_that_is_not_the_drills_is_never_touched(folder):
+def test_a_run_that_is_not_the_drills_is_never_touched(folder, python):
     own = folder / "production"
     (folder / "own.py").write_text(
         f"import spotckpt\nwith spotckpt.open_run({str(own)!r}) as run:\n    for _ in run.steps(3):\n        pass\n"
     )
-    done = drill(folder, "--", sys.executable, "own.py", json_wanted=False)
+    done = drill(folder, "--", *python, "own.py", json_wanted=False)
     assert done.returncode == 60
     assert "the program opens file://" in done.stderr
     assert not own.exists()
