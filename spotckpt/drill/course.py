@@ -13,7 +13,7 @@ from pathlib import Path
 from spotckpt.drill.diagnose import Told
 from spotckpt.drill.machine import Machine
 from spotckpt.drill.places import Place, describe
-from spotckpt.drill.plan import Interruption
+from spotckpt.drill.plan import Interruption, put_off
 from spotckpt.drill.process import Child, wait_until
 from spotckpt.drill.screen import Screen
 from spotckpt.errors import DrillFailed, Interrupted
@@ -113,6 +113,7 @@ class Course:
                 yield told
                 if told.life.ended:
                     return
+                pending = put_off(pending, after=told.life.last_step)
                 if not mine[-1].keeps_disk:
                     machine.vanish()
                     machine = None
@@ -139,19 +140,21 @@ class Course:
         machine.train(command, uri=self.place.run_uri(RUN), folder=folder, life=str(start))
         happened = [one for one in mine if self._interrupt(machine, folder, one)]
         self.happened += happened
-        status = machine.trainer.wait(self.patience_s if mine and mine[-1] in happened else None)
+        last = happened[-1] if happened and happened[-1].ends_life else None
+        status = machine.trainer.wait(self.patience_s if last else None)
         told = Told(read_life(folder), _printed(machine.trainer.log_path))
-        self._check(machine, mine, told.life, start, status)
+        self._check(machine, last, told.life, start, status)
         return told
 
-    def _check(self, machine: Machine, mine: Sequence[Interruption], life: Life, start: int, status: int) -> None:
+    def _check(self, machine: Machine, last: Interruption | None, life: Life, start: int, status: int) -> None:
+        """Whether the start ended by the interruption that was to end it, or came to the training's end."""
         if life.ended and status == 0:
             self.screen.say("drill", f"it has come to its end, at step {life.last_step}")
             return
-        killed = mine and mine[-1].kind.startswith("kill")
-        if killed or status == Interrupted.exit_status:
-            if not killed:
-                self.screen.say("drill", f"the trainer has left with status {status}: run me again")
+        if last is not None and last.kills:
+            return
+        if last is not None and status == Interrupted.exit_status:
+            self.screen.say("drill", f"the trainer has left with status {status}: run me again")
             return
         where = f"start {start}, which went on from {life.resumed_from}," if life.resumed_from else f"start {start}"
         raise _failed(f"{where} ended with status {status}", machine.trainer, life)
@@ -167,7 +170,7 @@ class Course:
             )
             machine.let_go(folder, one.wait)
         if not machine.wait_held(folder, one.hold, self.patience_s):
-            self.screen.say("drill", f"it came to its end before step {one.hold}: no {one.kind}")
+            self.screen.say("drill", f"it ended before step {one.hold}: no {one.kind}")
             return False
         _ACTS[one.kind](self, machine, folder, one.hold)
         return True

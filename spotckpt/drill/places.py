@@ -6,15 +6,15 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from spotckpt.address import Address
 from spotckpt.drill.process import Child, Output, wait_until
-from spotckpt.errors import DrillFailed, SpotckptError, UsageError
+from spotckpt.errors import DrillFailed, StoreError, UsageError
 from spotckpt.snapshot.keys import SNAPSHOTS_PREFIX
 from spotckpt.store.base import Store
 from spotckpt.store.open import open_store
@@ -73,6 +73,17 @@ class Prefix(Place):
         self.uri = f"{Address.parse(address).uri}/drill-{secrets.token_hex(4)}"
         self.environment = dict(os.environ)
         self._say = say
+        self._store: Store | None = None
+
+    def start(self) -> None:
+        """Returns when the store has answered.
+
+        Raises:
+            StoreError: it does not, or may not be listed: no training could use it.
+        """
+        store = open_store(self.uri, environment=self.environment)
+        store.list("")
+        self._store = store
 
     def __str__(self) -> str:
         """For whom the drill is told to."""
@@ -82,14 +93,25 @@ class Prefix(Place):
         """Deletes all that the drill wrote; says so where that is not allowed."""
         if self.uri.startswith("file://"):
             shutil.rmtree(self.uri.removeprefix("file://"), ignore_errors=True)
-            return
-        store = open_store(self.uri, environment=self.environment)
+        elif self._store is not None:
+            self._try(self._discard_uploads, self._store)  # a right of its own, which some have not
+            self._try(self._delete_objects, self._store)
+            self._store.close()
+
+    def _try(self, remove: Callable[[Store], None], store: Store) -> None:
         try:
-            for write in store.unfinished():
-                store.discard(write)
-            store.delete([one.key for one in store.list("")])
-        except SpotckptError as error:
-            self._say(f"what the drill wrote is still in {self.uri}: {error}")
+            remove(store)
+        except StoreError as error:
+            self._say(f"something of what the drill wrote is still in {self.uri}: {error}")
+
+    @staticmethod
+    def _discard_uploads(store: Store) -> None:
+        for write in store.unfinished():
+            store.discard(write)
+
+    @staticmethod
+    def _delete_objects(store: Store) -> None:
+        store.delete([one.key for one in store.list("")])
 
 
 class Bucket(Place):
@@ -135,8 +157,9 @@ class Bucket(Place):
             if BUCKET in [found["Name"] for found in self._s3.list_buckets()["Buckets"]]:
                 raise DrillFailed(f"there is a bucket {BUCKET} already", hint="delete it, or use another server")
             self._s3.create_bucket(Bucket=BUCKET)
-        except BotoCoreError as error:
-            raise DrillFailed(f"the S3 server does not answer: {error}", hint="see that it runs") from error
+        except (BotoCoreError, ClientError) as error:
+            said = f"the S3 server on 127.0.0.1:{self.port} does not answer as one: {error}"
+            raise DrillFailed(said, hint="see that it runs, and on that port") from error
         self._made = True
 
     def _start_server(self, server: Child) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from spotckpt.errors import DrillFailed
@@ -33,9 +33,19 @@ class Interruption:
     wait: int = 0
 
     @property
+    def first(self) -> int:
+        """The first boundary that has a part in it."""
+        return self.saves[0] if self.saves else self.hold
+
+    @property
     def ends_life(self) -> bool:
         """Whether the training has to be started again."""
         return self.kind != "kill-agent"
+
+    @property
+    def kills(self) -> bool:
+        """Whether the training has no chance to end by itself."""
+        return self.kind in ("kill-trainer", "kill-upload")
 
     @property
     def keeps_disk(self) -> bool:
@@ -50,9 +60,11 @@ def plan(num_steps: int, kinds: Sequence[Kind], *, count: int, seed: int) -> lis
         DrillFailed: it has too few.
     """
     if num_steps < LEAST_STEPS * count:
+        possible = num_steps // LEAST_STEPS
+        fewer = f", or fewer interruptions: --interruptions {possible}" if possible else ""
         raise DrillFailed(
-            f"the training has {num_steps} boundaries: too few for {count} interruptions, of {LEAST_STEPS} each",
-            hint=f"give it more steps, or fewer interruptions: --interruptions {max(1, num_steps // LEAST_STEPS)}",
+            f"the training has {num_steps} boundaries: an interruption needs {LEAST_STEPS}, and {count} shall come",
+            hint=f"give it more steps{fewer}",
         )
     chance = random.Random(seed)
     chosen = [kind for _ in range(0, count, len(kinds)) for kind in chance.sample(kinds, len(kinds))][:count]
@@ -60,6 +72,22 @@ def plan(num_steps: int, kinds: Sequence[Kind], *, count: int, seed: int) -> lis
     return [
         _place(kind, after, before, chance) for kind, after, before in zip(chosen, edges[:-1], edges[1:], strict=True)
     ]
+
+
+def put_off(pending: Sequence[Interruption], *, after: int) -> list[Interruption]:
+    """The same, later where the training has come further than was planned, as it may under a notice.
+
+    Args:
+        pending: in order.
+        after: the boundary that the training has passed.
+    """
+    later: list[Interruption] = []
+    for one in pending:
+        by = max(0, after + 1 - one.first)
+        saves = tuple(step + by for step in one.saves)
+        later.append(replace(one, hold=one.hold + by, saves=saves, wait=one.wait and one.wait + by))
+        after = later[-1].hold
+    return later
 
 
 def _place(kind: Kind, after: int, before: int, chance: random.Random) -> Interruption:

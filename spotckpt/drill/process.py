@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,6 +41,7 @@ class Child:
     """A process with its output on a pipe, line by line to `on_line` and whole to a file.
 
     It leads a session of its own: Ctrl-C at the terminal reaches the drill only, which then ends its children itself.
+    What it leaves there when it ends is killed, as the end of a service or a container takes all along.
     """
 
     def __init__(self, name: str, *, log_path: Path) -> None:
@@ -47,6 +49,7 @@ class Child:
         self.log_path = log_path
         self._process: subprocess.Popen[str] | None = None
         self._failure = ""
+        self._swept = False
         self._launched = threading.Event()
         self._reader: threading.Thread | None = None
 
@@ -79,7 +82,12 @@ class Child:
 
     def poll(self) -> int | None:
         """Its exit status as `Popen` has it, or None while it runs."""
-        return self._process.poll() if self._process else None
+        if self._process is None:
+            return None
+        status = self._process.poll()
+        if status is not None:
+            self._sweep(self._process.pid)
+        return status
 
     def wait(self, timeout_s: float | None) -> int:
         """Its exit status, once it has ended and all it said is read.
@@ -94,16 +102,17 @@ class Child:
             raise DrillFailed(
                 f"{self.name} still runs after {timeout_s:g} s; its last lines:\n{self.tail()}"
             ) from error
+        self._sweep(self._process.pid)
         self._join()
         return status
 
     def kill(self) -> None:
-        """SIGKILL to this process and those that it started in its session, if it still runs."""
+        """SIGKILL to this process and those that it started in its session."""
         if self._reader is None:
             return
         self._launched.wait(_LAUNCH_S)
-        if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process is not None and self.poll() is None:
+            self._sweep(self._process.pid)
             self._process.wait()
         self._join()
 
@@ -111,6 +120,13 @@ class Child:
         """The last lines that it said."""
         lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
         return "\n".join(lines[-_LAST_LINES:])
+
+    def _sweep(self, group: int) -> None:
+        """Once only: later the number may be somebody else's."""
+        if not self._swept:
+            self._swept = True
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
     def _join(self) -> None:
         # Bounded: a grandchild may hold the pipe open longer than its parent lived.

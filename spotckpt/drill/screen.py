@@ -22,6 +22,8 @@ _STYLES = {
 }
 _SPEAKER_WIDTH = 11
 _NAME_WIDTH = 16
+_LEAST_ROOM = 20
+"""For a text; a terminal that is narrower folds it itself."""
 
 
 class Screen:
@@ -54,7 +56,7 @@ class Screen:
     def say(self, speaker: str, text: str, *, style: str = "") -> None:
         """One line of a speaker; long ones are folded under themselves."""
         start = f"{self.seconds:6.1f} s  {speaker:<{_SPEAKER_WIDTH}}"
-        room = self._console.width - len(start) - 1
+        room = max(_LEAST_ROOM, self._console.width - len(start) - 1)
         indent = " " * len(start)
         folded = textwrap.wrap(text, room, break_long_words=True, break_on_hyphens=False) or [""]
         line = Text(start, style=_STYLES.get(speaker.split(maxsplit=1)[0], "")) + Text(folded[0], style=style)
@@ -65,7 +67,7 @@ class Screen:
     def pairs(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Names and texts in two columns, folded under themselves."""
         for name, text in pairs:
-            room = self._console.width - _NAME_WIDTH - 1
+            room = max(_LEAST_ROOM, self._console.width - _NAME_WIDTH - 1)
             folded = textwrap.wrap(text, room, break_long_words=True, break_on_hyphens=False) or [""]
             lines = f"\n{'':<{_NAME_WIDTH}}".join(folded)
             self._print(Text(f"  {name:<{_NAME_WIDTH - 2}}", style="dim") + Text(lines))

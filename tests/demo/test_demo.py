@@ -149,3 +149,10 @@ def test_long_lines_are_folded_under_themselves(screen, out):
     assert len(lines) > 2
     assert max(map(len, lines)) <= 100
     assert lines[1].startswith(" " * 21 + "word")
+
+
+def test_on_a_terminal_that_is_far_too_narrow_everything_is_still_said(out):
+    screen = Screen(Console(width=12, color_system=None, file=out))
+    screen.say("bucket", "word " * 60)
+    screen.pairs([("note", "word " * 60)])
+    assert out.getvalue().split().count("word") == 120

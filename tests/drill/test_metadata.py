@@ -6,6 +6,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 
 import pytest
@@ -27,7 +28,7 @@ def ask(server, path, *, method="GET", **headers):
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(server.endpoint + path, method=method, headers=named)
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as reply:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as reply:
             return reply.status, reply.read().decode(), reply.headers
     except urllib.error.HTTPError as error:
         with error:
@@ -49,10 +50,12 @@ def test_metadata_needs_a_token(metadata):
 def test_there_is_no_notice_until_there_is_one(metadata):
     session = token(metadata)
     assert ask(metadata, NOTICE, **session)[0] == 404
+    before = time.time()
     metadata.interrupt("terminate", in_seconds=60)
+    after = time.time()
     status, body, headers = ask(metadata, NOTICE, **session)
     notice = json.loads(body)
     assert (status, notice["action"]) == (200, "terminate")
-    when = time.strptime(notice["time"], "%Y-%m-%dT%H:%M:%SZ")
-    now = parsedate_to_datetime(headers["Date"]).timetuple()
-    assert 55 <= time.mktime(when) - time.mktime(now) <= 61
+    when = datetime.strptime(notice["time"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    assert int(before) + 60 <= when <= after + 60
+    assert int(after) <= parsedate_to_datetime(headers["Date"]).timestamp() <= time.time()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 import pytest
 
-from spotckpt.drill.places import Prefix, copy_to, describe
+from spotckpt.drill.places import Bucket, Prefix, copy_to, describe
+from spotckpt.errors import BucketMissing, DrillFailed
+from tests.support.imds import running_imds
+from tests.support.proxy import Proxy, answer
 
 
 def fill(place):
+    place.start()
     store = place.store("run")
     store.create("snapshots/a0001-n000000-s00000001-00000000.json", b"{}")
     store.put("packs/a0001-n000000-s00000001-00000000/rank-00000.safetensors", [bytes(1 << 20)])
@@ -31,6 +37,36 @@ def test_a_bucket_of_the_users_is_left_as_it_was(s3_env):
     place.stop()
     assert store.list("") == []
     assert said == []
+
+
+def test_objects_go_also_where_uploads_may_not_be_listed(s3_env, monkeypatch):
+    said = []
+    with Proxy(s3_env.url) as proxy:
+        proxy.on("GET", r"\?.*uploads", answer(403), times=float("inf"))
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        place = Prefix(f"s3://{s3_env.bucket}/scratch", said.append)
+        fill(place)
+        place.stop()
+    assert s3_env.keys() == []
+    assert len(said) == 1
+    assert "403" in said[0]
+
+
+def test_a_bucket_that_is_not_there_is_told_before_anything_is_trained(s3_env):
+    said = []
+    place = Prefix("s3://no-such-bucket/scratch", said.append)
+    with pytest.raises(BucketMissing):
+        place.start()
+    place.stop()
+    assert said == []
+
+
+def test_a_server_that_speaks_no_s3_is_one_error(tmp_path):
+    with running_imds() as other:
+        place = Bucket(port=urlsplit(other.endpoint).port, log_path=tmp_path / "log", temporary=tmp_path)
+        with pytest.raises(DrillFailed, match="does not answer as one"):
+            place.start()
+        place.stop()
 
 
 def test_what_a_run_holds_can_be_kept(tmp_path):

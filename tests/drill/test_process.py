@@ -21,7 +21,7 @@ def child(tmp_path, code, output):
 def test_a_child_is_read_and_its_status_known(tmp_path):
     output = Output()
     started = child(tmp_path, "print('hello 7'); raise SystemExit(3)", output)
-    assert started.wait(20) == 3
+    assert started.wait(60) == 3
     found = output.find(r"hello (\d)")
     assert found is not None
     assert found[1] == "7"
@@ -38,7 +38,7 @@ def test_a_program_that_is_not_there_is_one_error(tmp_path):
 def test_a_killed_child_is_gone_and_killing_it_again_is_harmless(tmp_path):
     output = Output()
     started = child(tmp_path, "print('up', flush=True); import time; time.sleep(60)", output)
-    wait_until("up", lambda: output.find("up"), 20)
+    wait_until("up", lambda: output.find("up"), 60)
     pid = started.pid
     started.kill()
     started.kill()
@@ -49,7 +49,7 @@ def test_a_killed_child_is_gone_and_killing_it_again_is_harmless(tmp_path):
 def test_waiting_ends_when_the_child_dies_and_shows_what_it_said(tmp_path):
     started = child(tmp_path, "print('so long'); raise SystemExit(4)", Output())
     with pytest.raises(DrillFailed, match=r"(?s)child ended with status 4 before the moon.*so long"):
-        wait_until("the moon", lambda: None, 20, alive=[started])
+        wait_until("the moon", lambda: None, 60, alive=[started])
     started.kill()
 
 
@@ -62,6 +62,24 @@ def test_a_killed_child_takes_along_what_it_started(tmp_path):
     output = Output()
     code = "import subprocess as s; p = s.Popen(['sleep', '60']); print('grandchild', p.pid, flush=True); p.wait()"
     started = child(tmp_path, code, output)
-    found = wait_until("the grandchild", lambda: output.find(r"grandchild (\d+)"), 20)
+    found = wait_until("the grandchild", lambda: output.find(r"grandchild (\d+)"), 60)
     started.kill()
-    wait_until("its end", lambda: not Path(f"/proc/{found[1]}").exists(), 20)
+    wait_until("its end", lambda: is_gone(found[1]), 60)
+
+
+def test_what_a_child_leaves_when_it_ends_goes_with_it(tmp_path):
+    output = Output()
+    code = "import subprocess as s; print('left', s.Popen(['sleep', '600']).pid, flush=True)"
+    started = child(tmp_path, code, output)
+    assert started.wait(60) == 0
+    found = output.find(r"left (\d+)")
+    assert found is not None
+    wait_until("its end", lambda: is_gone(found[1]), 60)
+
+
+def is_gone(pid):
+    """Or nobody has asked for its status yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
