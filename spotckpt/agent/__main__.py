@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--idle-exit", type=float, default=30.0, help="seconds after which a private agent ends")
     parser.add_argument("--stop-grace", type=float, default=90.0, help="seconds to finish after SIGTERM")
     parser.add_argument("--slots", type=int, default=3, help="snapshots of a run in the spool at once")
-    parser.add_argument("--reserve-mb", type=float, default=512.0, help="memory that staging leaves free")
+    parser.add_argument("--reserve-mb", type=int, default=512, help="memory that staging leaves free")
     parser.add_argument("--log-format", choices=LOG_FORMATS, default="key=value", help="how a line is written")
     parser.add_argument("--upload-limit", default="", help="of all runs together, as 20MB/s")
     parser.add_argument("--spool-quota", default="", help="of all runs together, as 20GB")
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             idle_exit_s=given.idle_exit,
             stop_grace_s=given.stop_grace,
             slots=given.slots,
-            reserve_bytes=int(given.reserve_mb * (1 << 20)),
+            reserve_bytes=given.reserve_mb << 20,
             log_format=given.log_format,
             **limits(given.upload_limit, given.spool_quota),
         )

@@ -160,6 +160,8 @@ class Agent:
                     spool, _ = self._kept.pop(uri, (None, None))
                 if spool is not None:
                     spool.remove()
+            except OSError as error:  # the next agent sweeps it
+                _LOG.warning("what is kept of %s cannot be cleared away: %s", uri, error)
             finally:
                 self.end_opening(uri)
 

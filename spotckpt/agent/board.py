@@ -119,7 +119,10 @@ class Board:
 
     def _save(self, notices: Sequence[Notice]) -> None:
         fields = [{**asdict(notice), "first_seen": self._first_seen[notice.id]} for notice in notices]
-        write_durably(self._path, json.dumps({"boot_id": boot_id(), "notices": fields}).encode())
+        try:
+            write_durably(self._path, json.dumps({"boot_id": boot_id(), "notices": fields}).encode())
+        except OSError as error:  # it counts all the same
+            _LOG.warning("%s cannot be written (%s): the next agent will not know of this", self._path, error)
 
     def load(self) -> None:
         """Takes up what an earlier agent was told by hand on this boot."""

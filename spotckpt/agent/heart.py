@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from spotckpt.agent.log import about
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
-from spotckpt.errors import SpotckptError
+from spotckpt.errors import SnapshotError, SpotckptError
 from spotckpt.snapshot.attempts import is_superseded, write_heartbeat
 from spotckpt.snapshot.catalog import read_heartbeat
 from spotckpt.snapshot.losses import Reached
@@ -112,8 +113,9 @@ class Heart:
 
     def _next(self, released: bool, deadline: Deadline) -> Heartbeat:
         if self._adopted and self._count == 0:
-            found = read_heartbeat(self._store(), self._attempt, deadline=deadline)
-            self._count = 0 if found is None else found.count
+            with suppress(SnapshotError):  # a damaged one is written over
+                found = read_heartbeat(self._store(), self._attempt, deadline=deadline)
+                self._count = 0 if found is None else found.count
         self._count += 1
         last = self._last_committed()
         return Heartbeat(

@@ -88,5 +88,7 @@ class AgentOptions:
             raise SettingError(f"log_format={self.log_format!r} is not known", hint=f"one of {', '.join(LOG_FORMATS)}")
         if self.slots < 1:
             raise SettingError(f"slots={self.slots} is less than one", hint="give 1 to 3")
+        if self.reserve_bytes < 0:
+            raise SettingError(f"reserve_bytes={self.reserve_bytes} is less than none", hint="give 0 or more")
         for name in ("runtime_dir", "spool_dir", "disk_dir"):
             object.__setattr__(self, name, Path(getattr(self, name)).absolute())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from spotckpt.errors import AgentError
 
 _DISK_RESERVE_BYTES = 64 << 20
 _GRAIN_BYTES = 4 << 20
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
+"""In /proc/mounts: blanks, tabs, newlines and backslashes of a path."""
 _LIMITS = {errno.EFBIG: " (see ulimit -f)", errno.EMFILE: " (see ulimit -n)"}
 
 
@@ -130,9 +133,9 @@ def _headrooms(root: Path, path: str, limit: str, used: str, reclaimable: str) -
 def _filesystem(directory: Path) -> str:
     """The type of the mount that holds the directory; the longest mount point that is a parent of it, the last one."""
     real, best, found = directory.resolve(), -1, ""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, point, kind, *_ = line.split()
-        mount = Path(point.encode().decode("unicode_escape"))
+    for line in Path("/proc/self/mounts").read_bytes().rstrip(b"\n").split(b"\n"):
+        _, point, kind, *_ = line.split(b" ")
+        mount = Path(os.fsdecode(_ESCAPED.sub(lambda code: bytes([int(code[1], 8)]), point)))
         if mount in (real, *real.parents) and len(mount.parts) >= best:
-            best, found = len(mount.parts), kind
+            best, found = len(mount.parts), kind.decode()
     return found

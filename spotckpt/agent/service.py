@@ -29,7 +29,7 @@ from spotckpt.agent.processes import Process
 from spotckpt.agent.spool import Spool
 from spotckpt.agent.systemd import ServiceManager, advance, status_line
 from spotckpt.deadline import SYSTEM_CLOCK, Deadline
-from spotckpt.errors import SpotckptError
+from spotckpt.errors import AgentError, SpotckptError
 from spotckpt.notices.ec2 import Ec2Metadata, Poll, choose_endpoint
 from spotckpt.notices.notice import Notice
 from spotckpt.notices.watch import Watcher
@@ -66,6 +66,19 @@ def run(options: AgentOptions) -> int:
     return _Service(options, entry).serve()
 
 
+def _listen(path: Path) -> socket.socket:
+    # nobody else has the lock: whatever lies at the path is of an agent that is dead
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(64)
+    return listener
+
+
 @dataclass
 class _Entry:
     """The locks and the socket: from here on this process, or the child it becomes, is the agent."""
@@ -76,21 +89,24 @@ class _Entry:
 
     @classmethod
     def take(cls, options: AgentOptions) -> _Entry:
+        """Takes both.
+
+        Raises:
+            Held: another agent has them.
+            AgentError: a directory cannot hold them.
+        """
         path = paths.socket_path(options.runtime_dir)
         fds: list[int] = []
-        for directory in dict.fromkeys((options.runtime_dir, options.spool_dir)):
-            paths.make_private_dir(directory)
-            fds.append(locks.acquire(directory, pid=os.getpid(), socket=path))
-        # nobody else has the lock: whatever lies at the path is of an agent that is dead
-        path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o177)
         try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
-        listener.listen(64)
-        return cls(listener, fds, str(path))
+            for directory in dict.fromkeys((options.runtime_dir, options.spool_dir)):
+                paths.make_private_dir(directory)
+                fds.append(locks.acquire(directory, pid=os.getpid(), socket=path))
+            return cls(_listen(path), fds, str(path))
+        except OSError as error:
+            raise AgentError(
+                f"the agent cannot use {error.filename or path}: {error.strerror}",
+                hint="set SPOTCKPT_RUNTIME_DIR or SPOTCKPT_SPOOL to a directory that you can write, and with sockets",
+            ) from error
 
     def detach(self) -> bool:
         """Becomes a child of nobody that we know; False in the parent, which has only to end.
@@ -211,12 +227,12 @@ class _Service:
         while not self._is_over():
             try:
                 self._turn()
+                self.agent.forget_kept()
+                self._let_go()
                 self._report()
             except Exception:  # noqa: BLE001  the edge: a fault in one turn must not end the agent
                 _LOG.exception("a fault in the agent's loop")
                 SYSTEM_CLOCK.sleep(_LOOK_S)
-            self.agent.forget_kept()
-            self._let_go()
             busy = self.agent.busy
             if busy or was_busy:
                 self._idle = Deadline.after(self.options.idle_exit_s)
@@ -266,11 +282,12 @@ class _Service:
         final = [notice for notice in self.agent.board.in_force() if notice.is_final]
         if self._departing or self.agent.has_open_runs or all(notice.kind != "lifecycle" for notice in final):
             return
-        self._departing = True
         known = [notice.deadline for notice in final if notice.deadline is not None]
         deadline = Deadline(min(known)) if known else None
         go = functools.partial(depart, self.options, self._endpoint, deadline)
-        threading.Thread(target=go, name="departure", daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # no thread to be had: after the next turn
+            threading.Thread(target=go, name="departure", daemon=True).start()
+            self._departing = True
 
     def _accept(self) -> None:
         try:

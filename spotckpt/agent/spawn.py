@@ -86,9 +86,24 @@ def _start(runtime: Path, spool: Path, metadata_endpoint: str, deadline: Deadlin
     command += ["--runtime-dir", str(runtime), "--spool-dir", str(spool)]
     if metadata_endpoint:
         command += ["--metadata-endpoint", metadata_endpoint]
+    try:
+        started = _spawn(command, runtime)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise AgentError(f"no agent can be started: {error.strerror}{where}", hint=_log_hint(runtime)) from error
+    status = _wait(started, Deadline.after(max(1.0, deadline.seconds_left)), check)
+    if status is None:
+        raise AgentError("a private agent did not start in time", hint=_log_hint(runtime))
+    if status == ALREADY_RUNNING:
+        time.sleep(0.05)  # the winner is about to listen, or about to end
+    elif status != 0:
+        raise AgentError(f"a private agent could not be started (status {status})", hint=_log_hint(runtime))
+
+
+def _spawn(command: list[str], runtime: Path) -> subprocess.Popen[bytes]:
     log = _open_log(runtime)
     try:
-        started = subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -98,13 +113,6 @@ def _start(runtime: Path, spool: Path, metadata_endpoint: str, deadline: Deadlin
         )
     finally:
         os.close(log)
-    status = _wait(started, Deadline.after(max(1.0, deadline.seconds_left)), check)
-    if status is None:
-        raise AgentError("a private agent did not start in time", hint=_log_hint(runtime))
-    if status == ALREADY_RUNNING:
-        time.sleep(0.05)  # the winner is about to listen, or about to end
-    elif status != 0:
-        raise AgentError(f"a private agent could not be started (status {status})", hint=_log_hint(runtime))
 
 
 def _wait(started: subprocess.Popen[bytes], deadline: Deadline, check: Callable[[], None]) -> int | None:

@@ -70,8 +70,7 @@ def choose_endpoint(explicit: str, environ: Mapping[str, str] = os.environ) -> t
         SettingError: the explicit endpoint is not http://HOST[:PORT].
     """
     if explicit:
-        parts = urlsplit(explicit)
-        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
+        if not _is_endpoint(explicit):
             raise SettingError(f"metadata endpoint {explicit!r} is not http://HOST:PORT", hint="leave out any path")
         return explicit.rstrip("/"), ""
     warning = ""
@@ -81,6 +80,16 @@ def choose_endpoint(explicit: str, environ: Mapping[str, str] = os.environ) -> t
         return "", warning
     ipv6 = environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "").lower() == "ipv6"
     return (ENDPOINT_IPV6 if ipv6 else ENDPOINT), warning
+
+
+def _is_endpoint(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:  # brackets that do not match; a port that is none
+        return False
+    beyond = parts.path.strip("/") or parts.query or parts.fragment
+    return parts.scheme == "http" and bool(parts.hostname) and not beyond
 
 
 class Ec2Metadata:

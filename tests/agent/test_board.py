@@ -11,6 +11,13 @@ from spotckpt.deadline import SYSTEM_CLOCK
 from spotckpt.notices.notice import Notice
 
 
+def test_a_notice_that_cannot_be_kept_counts_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    board = Board(tmp_path / "no-such-directory/notices.json", lambda notice: None)
+    notice = board.inject("terminate", in_s=60)
+    assert board.final() == notice
+    assert "the next agent will not know" in caplog.text
+
+
 def test_a_notice_is_told_again_if_telling_failed(tmp_path: Path) -> None:
     told: list[str] = []
 

@@ -116,6 +116,18 @@ def test_an_attempt_without_a_base_leaves_it_to_the_one_after(agent: Agent, uri:
     ended(agent, first)
 
 
+def test_what_cannot_be_cleared_away_is_said_and_ends_nothing(
+    agent: Agent, uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = attempt(agent, uri, 1, "")
+    sealed(run, 1)
+    ended(agent, run)
+    (kept,) = (tmp_path / "spool").glob("*/slot-*")
+    (kept.parent / "token.json").mkdir()
+    agent.forget_kept(all=True)
+    assert "cannot be cleared away: [Errno 21] Is a directory" in caplog.text
+
+
 def test_nothing_is_kept_of_a_finished_run_or_when_the_agent_ends(agent: Agent, uri: str, gone: Gone) -> None:
     run = attempt(agent, uri, 1, "")
     sealed(run, 1, reason="final")

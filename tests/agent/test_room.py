@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spotckpt.agent.room import is_memory
 from spotckpt.agent.slots import Mappings, Slot
 from spotckpt.errors import SpoolError
 from spotckpt.snapshot.staged import Staged
@@ -186,6 +187,13 @@ def test_a_spool_of_another_user_is_refused_by_name(tmp_path: Path) -> None:
         os.seteuid(0)
     assert str(tmp_path) in caught.value.message
     assert stage(area, 2) is not None
+
+
+@pytest.mark.parametrize("name", ["a blank", "gr\u00f6\u00dfe", "back\\slash"])
+def test_memory_is_known_by_whatever_name_it_is_mounted(tmp_path: Path, name: str) -> None:
+    assert not is_memory(tmp_path)
+    with tmpfs(tmp_path / name, "size=1m") as mounted:
+        assert is_memory(mounted)
 
 
 @pytest.mark.fault(20)

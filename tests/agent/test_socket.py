@@ -6,19 +6,21 @@ import errno
 import json
 import os
 import socket
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from spotckpt.agent import protocol
+from spotckpt.agent.__main__ import main
 from spotckpt.agent.client import Client
-from spotckpt.agent.options import ALREADY_RUNNING
+from spotckpt.agent.options import ALREADY_RUNNING, AgentOptions
 from spotckpt.agent.paths import make_private_dir, socket_path
 from spotckpt.agent.processes import Process as Seen
 from spotckpt.agent.processes import start_time
-from spotckpt.errors import AgentError, Denied, SpotckptError, Superseded
+from spotckpt.agent.service import _Entry
+from spotckpt.agent.spawn import ensure_agent
+from spotckpt.errors import AgentError, Denied, SettingError, SpotckptError, Superseded
 from tests.agent.harness import Machine
 from tests.support.servers import wait_until
 
@@ -191,8 +193,26 @@ def test_nobody_there_is_said_with_the_way_to_start_one(tmp_path: Path) -> None:
         Client.connect(tmp_path / "agent.sock")
 
 
-def test_the_agent_never_imports_torch() -> None:
-    import subprocess
+@pytest.mark.parametrize("name", ["agent.lock", "agent.sock"])
+def test_a_directory_that_cannot_hold_the_lock_or_the_socket_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    options = AgentOptions(runtime_dir=tmp_path, spool_dir=tmp_path)
+    with pytest.raises(AgentError, match=f"cannot use {tmp_path}/{name}: Is a directory"):
+        _Entry.take(options)
 
-    code = "import sys, spotckpt.agent.service, spotckpt.agent.spawn; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+def test_a_log_that_cannot_be_written_is_named(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in here.environment.items():
+        monkeypatch.setenv(variable, value)
+    make_private_dir(here.runtime)
+    (here.runtime / "agent.log").mkdir()
+    with pytest.raises(AgentError, match=f"no agent can be started: Is a directory .{here.runtime}/agent.log"):
+        ensure_agent()
+
+
+def test_a_reserve_that_is_no_number_or_negative_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--reserve-mb=nan"])
+    assert "--reserve-mb: invalid int value: 'nan'" in capsys.readouterr().err
+    with pytest.raises(SettingError, match="less than none"):
+        AgentOptions(reserve_bytes=-1)

@@ -309,7 +309,19 @@ def test_ipv6_and_disabled_are_honoured() -> None:
     assert choose_endpoint("http://127.0.0.1:9", {"AWS_EC2_METADATA_DISABLED": "true"})[0] == "http://127.0.0.1:9"
 
 
-@pytest.mark.parametrize("endpoint", ["127.0.0.1", "https://127.0.0.1", "http://", "http://h/path", "http://h?x=1"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "127.0.0.1",
+        "https://127.0.0.1",
+        "http://",
+        "http://h/path",
+        "http://h?x=1",
+        "http://h:99999",
+        "http://h:port",
+        "http://[::1",
+    ],
+)
 def test_an_explicit_endpoint_is_checked(endpoint: str) -> None:
     with pytest.raises(SettingError, match="metadata endpoint"):
         choose_endpoint(endpoint, {})
