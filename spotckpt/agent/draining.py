@@ -23,7 +23,7 @@ def drain(
         uploads: the attempt's.
         deadline: until when to wait.
         close: why the attempt is over; None if it is not.
-        on_progress: called with what is under way.
+        on_progress: called, without the lock, with what is under way.
 
     Returns:
         committed, acknowledged, and failure if not acknowledged.
@@ -34,14 +34,16 @@ def drain(
     if close is not None:
         uploads.leave(close)
     uploads.hurry()
-    with uploads.changed:
-        while not _is_settled(uploads, close is not None) and not _is_hopeless(uploads, seen) and not deadline.passed:
+    while True:
+        with uploads.changed:
+            if _is_settled(uploads, close is not None) or _is_hopeless(uploads, seen) or deadline.passed:
+                return _outcome(uploads)
             uploads.changed.wait(min(deadline.seconds_left, _LOOK_S))
             transfer = uploads.sender.transfer
-            if transfer is not None and (now_shown := (transfer.sent_bytes, transfer.id)) != shown:
-                shown = now_shown
-                on_progress(transfer.to_json())
-        return _outcome(uploads)
+        # without the lock: a trainer that does not read must not hold up the run, and with it a notice for others
+        if transfer is not None and (now_shown := (transfer.sent_bytes, transfer.id)) != shown:
+            shown = now_shown
+            on_progress(transfer.to_json())
 
 
 def _is_settled(uploads: Uploads, close: bool) -> bool:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import numpy as np
+
 from spotckpt.agent.agent import Agent
 from spotckpt.agent.options import AgentOptions
 from spotckpt.agent.processes import Process
 from spotckpt.agent.run import Run
+from spotckpt.agent.slots import Mappings, Slot
 from spotckpt.agent.spool import Spool
 from spotckpt.agent.token import Token
 from spotckpt.deadline import SYSTEM_CLOCK
 from spotckpt.snapshot.attempts import ensure_run
 from spotckpt.snapshot.records import Base
 from spotckpt.store.open import open_store
+from tests.agent.fake_trainer import describe
 
 
 class Turned:
@@ -69,3 +73,14 @@ def attempt(agent: Agent, uri: str, number: int, base: str | None) -> Run:
     if base is not None:
         run.write_base(Base(number, base or None, "newest", (), ()))
     return run
+
+
+def seal(run: Run, step: int, numbers: int) -> None:
+    """Stages a snapshot as a trainer does."""
+    granted = run.lend(4 * numbers, step=step, wait_s=60)
+    assert granted is not None and granted.grant is not None
+    grant = granted.grant
+    slot = Slot(granted.path, granted.data_path, grant.generation, grant.id, grant.size_bytes)
+    np.frombuffer(Mappings().open(slot), dtype="<f4", count=numbers)[:] = step
+    slot.seal(describe(slot.id, step, numbers))
+    run.sealed(slot.generation)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from spotckpt.agent.run import Run
-from spotckpt.agent.slots import Mappings, Slot
 from spotckpt.snapshot.keys import claim_key
 from spotckpt.snapshot.records import Claim, Holder
 from spotckpt.store.open import open_store
-from tests.agent.fake_trainer import describe
 from tests.agent.harness import HELD_BYTES_PER_S
-from tests.agent.inside import Turned, agent_of, attempt
+from tests.agent.inside import Turned, agent_of, attempt, seal
 from tests.support.checker import check
 from tests.support.proxy import Proxy
 from tests.support.servers import S3Env, wait_until
@@ -42,7 +39,7 @@ def run(tmp_path: Path, s3_env: S3Env, proxy: Proxy, clock: Turned) -> Iterator[
     claim(s3_env, 1)
     agent = agent_of(tmp_path, clock)
     run = attempt(agent, s3_env.uri, 1, "")
-    seal(run, 7)
+    seal(run, 7, NUMBERS)
     proxy.wait_for("PUT", r"/packs/.*safetensors")
     yield run
     run.leave()
@@ -52,16 +49,6 @@ def run(tmp_path: Path, s3_env: S3Env, proxy: Proxy, clock: Turned) -> Iterator[
 def claim(s3_env: S3Env, number: int) -> None:
     store = open_store(s3_env.uri, environment=s3_env.environment)
     store.create(claim_key(number), Claim(number, "nonce", 0.0, Holder(host=f"host {number}")).to_bytes())
-
-
-def seal(run: Run, step: int) -> None:
-    granted = run.lend(4 * NUMBERS, step=step, wait_s=60)
-    assert granted is not None and granted.grant is not None
-    grant = granted.grant
-    slot = Slot(granted.path, granted.data_path, grant.generation, grant.id, grant.size_bytes)
-    np.frombuffer(Mappings().open(slot), dtype="<f4", count=NUMBERS)[:] = step
-    slot.seal(describe(slot.id, step, NUMBERS))
-    run.sealed(slot.generation)
 
 
 def wake(clock: Turned, proxy: Proxy) -> None:
