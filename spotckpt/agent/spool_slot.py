@@ -196,10 +196,13 @@ class SpoolSlot:
         self.grant, self.leased = None, False
 
     def keep(self) -> None:
-        """Takes the grant back, its snapshot being committed, and remembers what the memory holds."""
+        """Takes the grant back, its snapshot being committed, and remembers what the memory holds, if it can."""
         kept = self.seal()
         if kept is not None:
-            write_durably(self.path / _KEPT_NAME, kept.to_bytes())
+            try:
+                write_durably(self.path / _KEPT_NAME, kept.to_bytes())
+            except OSError:  # a full spool must not keep the slot from the next snapshot
+                kept = None
         self.free()
         self.kept = kept
 

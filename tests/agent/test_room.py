@@ -102,6 +102,20 @@ def test_a_spool_that_is_full_at_any_write_keeps_what_is_sealed(small: Path) -> 
 
 
 @pytest.mark.fault(14)
+def test_in_a_full_spool_what_is_committed_makes_room_though_nothing_can_be_noted(small: Path) -> None:
+    area = StagingArea(small / "spool", small / "spool" / "disk", slots=1)
+    assert stage(area, 1) is not None
+    ((slot, _),) = area.run.sealed()
+    filler = small / "filler"
+    with filler.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, free_bytes(small))
+    area.run.keep(slot)
+    assert (slot.grant, slot.kept) == (None, None)
+    filler.unlink()
+    assert stage(area, 2) is not None
+
+
+@pytest.mark.fault(14)
 def test_without_room_for_the_first_the_error_says_where_how_much_and_how_to_help(small: Path) -> None:
     area = StagingArea(small / "spool", small / "disk")
     with pytest.raises(SpoolError) as caught:

@@ -239,7 +239,7 @@ def test_saves_faster_than_uploads_take_three_slots_and_the_newest_wins(here: Ma
         trainer = here.trainer(**s3_env.behind(proxy.url).environment)
         trainer.open(s3_env.uri)
         staged = []
-        for step in range(1, 41):
+        for step in range(1, 21):
             reply = trainer.stage(s3_env.uri, step, numbers=200_000)
             staged += [] if reply.get("busy") else [reply["snapshot"]]
             assert len(here.runs()[0]["slots"]) <= 3
