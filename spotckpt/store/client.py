@@ -137,6 +137,7 @@ class Client:
         require_time(call.operation, call.key, call.deadline)
         try:
             here = self._connected(call.deadline)
+            here.credentials.keep(call.deadline)  # before they are noted: what it brings may be refused, too
             used = here.credentials.now
             try:
                 return here.request(method, call, take, parameters)
@@ -220,7 +221,6 @@ class _Here:
 
     def request(self, method: str, call: Call, take: Take | None, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """One request; `take` reads the body of a GET's good answer."""
-        self.credentials.keep(call.deadline)
         self._asked.now = call, take
         try:
             answer: dict[str, Any] = getattr(self._botocore, method)(**parameters)

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,30 @@ def test_keys_that_come_late_are_waited_for(s3_env, lender, proxy):
     late.start()
     store.put("heartbeat", [b"2"])
     late.join()
+    assert store.read("heartbeat", limit_bytes=9) == b"2"
+
+
+@pytest.mark.fault(57)
+def test_keys_that_are_new_and_refused_all_the_same_are_asked_for_again(s3_env, container, proxy):
+    """The old ones have ended, and what is given first in their place is no better."""
+    keys = Keys(proxy, "AKFIRST")
+    container.lend("AKFIRST")
+    store = store_of(s3_env, container, proxy)
+    store.put("heartbeat", [b"1"])
+    lent = store.inner._client._here.credentials._found
+    now = lent._time_fetcher
+    lent._time_fetcher = lambda: now() + timedelta(hours=7)  # botocore's clock
+    keys.valid, before = {"AKTHIRD"}, container.asked()
+    container.lend("AKSECOND", for_s=86400)
+
+    def lend_late() -> None:
+        wait_until(lambda: container.asked() >= before + 2, what="a second look for keys")
+        container.lend("AKTHIRD", for_s=86400)
+
+    late = threading.Thread(target=lend_late, daemon=True)
+    late.start()
+    store.put("heartbeat", [b"2"])
+    late.join(60)
     assert store.read("heartbeat", limit_bytes=9) == b"2"
 
 
