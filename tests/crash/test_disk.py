@@ -99,7 +99,7 @@ def test_the_kernel_itself_says_io_error(tmp_path: Path, number: int) -> None:
         [*command, sys.executable, "-m", "tests.crash.life", f"file://{tmp_path}/run", "2"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     if not (tmp_path / "log").exists() or "ptrace" in done.stderr:

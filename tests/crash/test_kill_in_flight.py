@@ -36,7 +36,7 @@ def test_killed_with_the_manifest_on_the_wire(s3_env: S3Env, action: Action, lan
         )
         proxy.on("PUT", r"/snapshots/a0001-n000002-", then(action, process.kill))
         try:
-            output, _ = process.communicate(timeout=120)
+            output, _ = process.communicate(timeout=240)
         finally:
             process.kill()
             process.wait()

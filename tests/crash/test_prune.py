@@ -175,13 +175,15 @@ def is_shared(operation: str) -> bool:
 
 def committing(world: World) -> Sequence[Lane]:
     """An attempt that lives saves, while its older snapshots are pruned."""
-    actor = _living(world)
+    actor = world.living
+    assert actor is not None
     return (lambda gate: _saves(actor.held_by(gate))), lambda gate: _prunes(world, gate)
 
 
 def unacknowledged(world: World) -> Sequence[Lane]:
     """The same after a commit without an answer, which the attempt does not go on from."""
-    actor = _living(world)
+    actor = world.living
+    assert actor is not None
     last, previous = actor.last, actor.previous
     actor.save_silently()
     world.acknowledged.pop()
@@ -236,7 +238,8 @@ def forking(world: World) -> Sequence[Lane]:
 
 def superseded(world: World) -> Sequence[Lane]:
     """Nobody hears of an attempt, which goes on committing, while its successor goes back, saves and prunes."""
-    first, second = _living(world), Actor(world)
+    first, second = world.living, Actor(world)
+    assert first is not None
     first.skip_to(REFERS_TO_ITS_PARENT - 1)
 
     def takes_over(gate: Gate) -> None:
@@ -255,13 +258,13 @@ REFERS_TO_ITS_PARENT = 8
 """After step 5, whose own pack it refers to, as the snapshot of step 6 does not."""
 
 
-def _living(world: World) -> Actor:
-    actor = Actor(world)
+def _living(world: World) -> None:
+    """The past of those with a life that goes on."""
+    world.living = actor = Actor(world)
     actor.start()
     for _ in range(5):
         actor.save()
     age(world.root, 2 * SETTLING_S)
-    return actor
 
 
 def _over(world: World) -> None:
@@ -283,19 +286,18 @@ def _prunes(world: World, gate: Gate, keep: str = "last=1", *, abandoned: bool =
 
 SHORT = [committing, unacknowledged, going_back, forking]
 SCENES = [*SHORT, restarting, superseded, twice]
-PASTS = dict.fromkeys((going_back, forking, restarting, twice), _over)
+PASTS = {
+    **dict.fromkeys((committing, unacknowledged, superseded), _living),
+    **dict.fromkeys((going_back, forking, restarting, twice), _over),
+}
 Scene = Callable[[World], Sequence[Lane]]
-
-
-def _nothing(world: World) -> None:
-    """The past of a new run."""
 
 
 class Play:
     """A scene in a given order, judged at its end and after a restart; `pruned` counts plays that deleted something."""
 
     def __init__(self, new_run: NewRun, scene: Scene, protocol: Protocol = RAW) -> None:
-        self.past = Past(new_run, PASTS.get(scene, _nothing), protocol=protocol, knows_the_dead=False)
+        self.past = Past(new_run, PASTS[scene], protocol=protocol, knows_the_dead=False)
         self.scene = scene
         self.pruned = 0
 
@@ -346,10 +348,12 @@ def test_a_sleeper_that_wakes_after_days_while_its_successor_swept(new_run: NewR
 
 
 def _sleeps(new_run: NewRun, protocol: Protocol) -> int:
+    past = Past(new_run, _living, protocol=protocol, knows_the_dead=False)
     number, swept = 1, 0
     while True:
-        world = World(new_run(), protocol, knows_the_dead=False)
-        sleeper = _living(world)
+        world = past()
+        sleeper = world.living
+        assert sleeper is not None
         begun = len(sleeper.faults.trace)
         sleeps = Meanwhile(begun + number, lambda world=world, sleeper=sleeper: _days(world, sleeper))
         sleeps.trace = sleeper.faults.trace

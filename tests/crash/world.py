@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,7 @@ class World:
         damaged: ids that the test damaged.
         rewound: the selectors that were followed.
         late: ids that were committed when a later attempt had claimed the run already.
+        living: whose life goes on, in a `Past`.
     """
 
     root: Path
@@ -185,6 +186,7 @@ class World:
     at_end: Callable[[], None] = lambda: None
     inner: Store | None = None
     last_pid: int = 999
+    living: Actor | None = None
 
     @property
     def uri(self) -> str:
@@ -201,7 +203,9 @@ class World:
         shutil.copytree(self.root, root)
         found = {one.name: getattr(self, one.name) for one in fields(self)}
         told = {name: copy(one) for name, one in found.items() if isinstance(one, list | set)}
-        return replace(self, root=root, **told)
+        world = replace(self, root=root, **told)
+        world.living = self.living and self.living.copy(world)
+        return world
 
     def new_pid(self) -> int:
         self.last_pid += 1
@@ -245,6 +249,15 @@ class Actor:
         self.committed: str | None = None
         self.restored: SnapshotId | None = None
         self.history = History()
+
+    def copy(self, world: World) -> Actor:
+        """The same life in a copy of its world."""
+        other = Actor(world)
+        names = ("holder", "run_id", "attempt", "told", "beats", "sequence", "step", "last", "previous", "committed")
+        for name in names:
+            setattr(other, name, getattr(self, name))
+        other.history = deepcopy(self.history)
+        return other
 
     def held_by(self, gate: Gate) -> Actor:
         """From here on that gate holds it."""

@@ -245,7 +245,7 @@ def test_of_several_processes_one_claims_each_attempt(store: Store) -> None:
         assert process.stdin
         process.stdin.write("\n")
         process.stdin.flush()
-    winners = [line.split() for process in processes for line in process.communicate(timeout=60)[0].splitlines()]
+    winners = [line.split() for process in processes for line in process.communicate(timeout=240)[0].splitlines()]
     assert sorted(int(number) for number, _ in winners) == list(range(1, 31))
     claims = read_catalog(store).claims
     assert {int(number): nonce for number, nonce in winners} == {n: one.nonce for n, one in claims.items()}

@@ -299,7 +299,7 @@ def test_without_credentials_in_a_bare_process(tmp_path):
     with ScriptedServer(lambda request: Reply(200)) as server:
         bare = {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL_S3": server.url}
         done = subprocess.run(
-            [sys.executable, "-c", code], env=bare, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", code], env=bare, capture_output=True, text=True, timeout=240, check=False
         )
         assert server.requests == []
     assert "instance's role" in done.stdout, done.stderr

@@ -1,7 +1,7 @@
 """An independent judge of what lies in a run's directory.
 
-It shares no code with spotckpt: it reads with plain fsspec, json, blake3 and safetensors, and derives by itself which
-snapshot a restart must choose. It asserts
+It shares no code with spotckpt: it reads files, or with plain fsspec, json, blake3 and safetensors, and derives by
+itself which snapshot a restart must choose. It asserts
 
 - I1: the newest restorable snapshot is at least the last acknowledged one,
 - I2: every digest matches, every pack that is named exists, and no snapshot mixes bytes of two steps,
@@ -24,6 +24,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -78,6 +79,7 @@ class Bucket:
 
     def __post_init__(self) -> None:
         self.fs, self.root = fsspec.core.url_to_fs(self.uri, **_options(self.uri))
+        self.is_local = "file" in self.fs.protocol
         for key in self.keys("attempts"):
             self._read_attempt(key)
         self.pruned = {Id.parse(m[1]) for key in self.keys("pruned") if (m := TOMBSTONE_KEY.fullmatch(key))}
@@ -85,19 +87,27 @@ class Bucket:
 
     def keys(self, folder: str) -> list[str]:
         """Every key below the folder that is not hidden (a local store's temporary files begin with a dot)."""
-        try:
-            paths = self.fs.find(f"{self.root}/{folder}")
-        except FileNotFoundError:
-            return []
+        if self.is_local:
+            found = os.walk(f"{self.root}/{folder}")
+            paths = [f"{directory}/{name}" for directory, _, names in found for name in names]
+        else:
+            paths = self._find(folder)
         keys = [path[len(self.root.rstrip("/")) + 1 :] for path in paths]
         return [key for key in keys if not any(part.startswith(".") for part in key.split("/"))]
+
+    def _find(self, folder: str) -> list[str]:
+        try:
+            return self.fs.find(f"{self.root}/{folder}")
+        except FileNotFoundError:
+            return []
 
     def bytes_of(self, key: str) -> bytes:
         if shared := re.fullmatch(r"forks/([0-9a-f]{16})/(packs/.*)", key):
             paths = {one["run_id"]: one["path"] for one in self.record("run.json")["forked_from"]}
             key = f"{paths[shared[1]]}/{shared[2]}"
+        path = os.path.normpath(f"{self.root}/{key}")
         try:
-            return self.fs.cat_file(os.path.normpath(f"{self.root}/{key}"))
+            return Path(path).read_bytes() if self.is_local else self.fs.cat_file(path)
         except FileNotFoundError as error:
             raise Broken(f"{key} is missing") from error
 
