@@ -169,6 +169,25 @@ class S3Server:
         return _answers(self.url)
 
 
+_EXCLUSIVE_MOTO = """
+import sys, threading
+from moto.s3.responses import S3Response
+from moto.server import main
+
+writing, put_object = threading.Lock(), S3Response.put_object
+
+
+def one_at_a_time(self):
+    with writing:
+        return put_object(self)
+
+
+S3Response.put_object = one_at_a_time
+main(sys.argv[1:])
+"""
+"""moto looks whether there is an object, and writes it then: of two conditional writes at once both could win."""
+
+
 class MotoServer(S3Server):
     """moto's S3: starts fast, takes any credentials, verifies no checksum, forgets everything at its end.
 
@@ -181,8 +200,7 @@ class MotoServer(S3Server):
         self.page_keys = page_keys
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        code = "import sys; from moto.server import main; main(sys.argv[1:])"
-        command = [sys.executable, "-W", "ignore", "-c", code, "-H", "127.0.0.1", "-p", str(self.port)]
+        command = [sys.executable, "-W", "ignore", "-c", _EXCLUSIVE_MOTO, "-H", "127.0.0.1", "-p", str(self.port)]
         return spawn(command, MOTO_S3_DEFAULT_MAX_KEYS=str(self.page_keys))
 
 
