@@ -11,7 +11,7 @@ from pathlib import Path
 from spotckpt.agent import room
 from spotckpt.agent.commons import Commons
 from spotckpt.agent.options import AgentOptions
-from spotckpt.agent.spool import RunSpool
+from spotckpt.agent.spool import RunSpool, unusable
 from spotckpt.agent.spool_slot import SpoolSlot
 from spotckpt.deadline import Deadline
 from spotckpt.errors import SpoolError
@@ -177,10 +177,7 @@ def _translated(spool: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SpoolError(
-            f"{spool} cannot be used: {error.strerror} ({error.filename})",
-            hint="make room there, or set SPOTCKPT_SPOOL to another directory",
-        ) from error
+        raise unusable(spool, error) from error
 
 
 def _no_room(size_bytes: int, short: list[room.Shortage]) -> SpoolError:

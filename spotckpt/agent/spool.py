@@ -45,10 +45,17 @@ class RunSpool:
         self.slots = [SpoolSlot(found, disk) for found in sorted(path.glob("slot-*")) if found.is_dir()]
 
     def update(self, **changes: object) -> None:
-        """Changes the token, durably; makes the directory anew if somebody cleaned it away."""
+        """Changes the token, durably; makes the directory anew if somebody cleaned it away.
+
+        Raises:
+            SpoolError: it cannot be written.
+        """
         self.token = replace(self.token, **changes)  # type: ignore[arg-type]  # names and types are the caller's
         make_private_dir(self.path)
-        write_durably(self.path / _TOKEN_NAME, self.token.to_bytes())
+        try:
+            write_durably(self.path / _TOKEN_NAME, self.token.to_bytes())
+        except OSError as error:
+            raise unusable(self.path, error) from error
 
     def sealed(self) -> list[tuple[SpoolSlot, Seal]]:
         """All sealed slots, the newest first."""
@@ -226,6 +233,15 @@ class Spool:
 
     def _run_path(self, uri: str) -> Path:
         return self.path / _name_of(uri)
+
+
+def unusable(path: Path, error: OSError) -> SpoolError:
+    """What the file system says of the spool, with its name."""
+    where = f" ({error.filename})" if error.filename else ""
+    return SpoolError(
+        f"{path} cannot be used: {error.strerror}{where}",
+        hint="make room there, or set SPOTCKPT_SPOOL to another directory",
+    )
 
 
 def held_bytes(uri: str, *, spool: Path, disk: Path) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import pytest
 
 from spotckpt.agent.room import is_memory
 from spotckpt.agent.slots import Mappings, Slot
+from spotckpt.agent.spool import Spool
 from spotckpt.errors import SpoolError
 from spotckpt.snapshot.staged import Staged
 from tests.agent.fake_trainer import describe
@@ -113,6 +114,15 @@ def test_in_a_full_spool_what_is_committed_makes_room_though_nothing_can_be_note
     assert (slot.grant, slot.kept) == (None, None)
     filler.unlink()
     assert stage(area, 2) is not None
+
+
+@pytest.mark.fault(14)
+def test_a_spool_without_room_for_a_claim_is_named(small: Path) -> None:
+    area = StagingArea(small / "spool", small / "disk")
+    with (small / "filler").open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, free_bytes(small))
+    with pytest.raises(SpoolError, match=rf"{small}/spool/\w+ cannot be used: No space left on device; make room"):
+        Spool(small / "spool", small / "disk").create(replace(area.run.token, uri="file:///y/run"))
 
 
 @pytest.mark.fault(14)
