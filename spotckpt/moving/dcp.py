@@ -154,7 +154,7 @@ def read(path: Path, *, trust_pickle: bool = False) -> Contents:
         mapping: Mapping[str, Any] = table.planner_data or {}
     except SpotckptError:
         raise
-    except (AttributeError, TypeError, KeyError, ValueError) as error:
+    except (AttributeError, TypeError, LookupError, ValueError, ArithmeticError, RuntimeError) as error:
         raise Corrupt(f"{path / TABLE}: its entries do not fit each other: {error!r:.200}", hint=_AGAIN) from error
     if f"{MARK}.{_TEXT}" in flat:
         return described(flat[f"{MARK}.{_TEXT}"], lambda name: flat[name], file=path)

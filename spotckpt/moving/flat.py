@@ -59,7 +59,7 @@ def described(text: object, tensor: Callable[[str], torch.Tensor], *, file: obje
             array=lambda row: tensors[row].numpy(),
         )
         return _contents(about, tree, file)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise Corrupt(f"{file}: its description does not fit: {error!r:.200}", hint=_CHANGED) from error
 
 
