@@ -19,7 +19,7 @@ _IPV6_MINHOPCOUNT = 73
 _ASKED = 2
 
 
-def hops_left(endpoint: str, *, timeout_s: float = 1.0) -> int | None:
+def hops_left(endpoint: str, *, timeout_s: float = 2.0) -> int | None:
     """1 if the token's answer arrives here and would get no further, 2 if it would; None if none arrives.
 
     Args:

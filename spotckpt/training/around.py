@@ -65,7 +65,7 @@ class Around:
 
     def _walk(self, value: Any, path: str, depth: int, *, owns: bool = False) -> None:
         if owns:
-            self._owner = (path, type(value).__name__)
+            self._owner = (path.removeprefix(f"{self._where}."), type(value).__name__)
         if isinstance(value, SIMPLE):
             self._add(path, "number", repr(value) if not isinstance(value, str | bytes) else digest(value), repr(value))
         elif id(value) in self._seen or depth > _MAX_DEPTH or isinstance(value, _OPAQUE):

@@ -177,6 +177,14 @@ def test_tensors_that_are_tracked_are_left_out_wherever_they_are_seen():
     assert not {"net.weight", "net.bias"} & look([net.weight, net.bias], net=net).keys()
 
 
+def test_a_variable_is_named_as_its_own_function_calls_it_whoever_has_one_of_that_name_too():
+    table = [3.0]
+    leaves = look([], table=[1.0, 2.0])
+    [path] = [name for name in leaves if name.endswith("() in test_probe.py.table")]
+    assert leaves["table"][2:4] == ["2 values", "table"]
+    assert leaves[path][2:4] == [f"{len(table)} values", "table"]
+
+
 def test_numbers_of_a_module_are_seen():
     net = torch.nn.Linear(2, 2)
     net.calls = 7
