@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-EPOCHS = 6
+EPOCHS = 4
 BATCH_SIZE = 32
 NUM_TRAIN = 40 * BATCH_SIZE
 NUM_VALID = 256
