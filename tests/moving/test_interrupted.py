@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import shutil
+import time
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,6 +33,10 @@ from tests.support.proxy import Proxy, Seen, stall_reply, stall_request
 from tests.support.servers import S3Env, wait_until
 
 
+PATIENT = ("--timeout", "600")
+"""Whoever is to be killed does not give up before, however slow the machine is."""
+
+
 def large(num_bytes: int, tensors: int = 1) -> Contents:
     return Contents({"model": weights(num_bytes, tensors)}, {"model": "module"}, run={"step": 0}, step=7)
 
@@ -40,27 +45,24 @@ def killed(process: BaseProcess) -> None:
     process.kill()  # nothing if it has ended
 
 
-def ranges(proxy: Proxy) -> list[Seen]:
-    gets = [seen for seen in proxy.seen if seen.method == "GET" and "range" in seen.headers]
-    return [seen for seen in gets if "safetensors" in seen.path]
-
-
-def asked_bytes(seen: list[Seen]) -> int:
-    found = [re.fullmatch(r"bytes=(\d+)-(\d+)", one.headers["range"]) for one in seen]
-    return sum(int(one[2]) - int(one[1]) + 1 for one in found if one)
+def asked(seen: Seen) -> tuple[int, int]:
+    """The first byte of a range, and the one after it; (0, 0) of what is no range."""
+    found = re.fullmatch(r"bytes=(\d+)-(\d+)", seen.headers.get("range", ""))
+    return (0, 0) if found is None else (int(found[1]), int(found[2]) + 1)
 
 
 def test_a_killed_pull_goes_on_where_it_stopped(seaweed_env: S3Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """One tensor alone, so that what is gone on with is a part of a tensor."""
-    size = 96 * MIB
+    size = 48 * MIB
     manifest = run_of(seaweed_env.uri, large(size))
     path = tmp_path / "m.safetensors"
     with Proxy(seaweed_env.url) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
-        proxy.on("GET", r"safetensors", stall_reply(MIB), times=99, when=lambda seen: len(ranges(proxy)) > 3)
-        process = start(tmp_path / "said", "pull", seaweed_env.uri, str(path))
+        proxy.on("GET", r"safetensors", stall_reply(MIB), times=99, when=lambda seen: asked(seen)[0] >= 32 * MIB)
+        process = start(tmp_path / "said", "pull", seaweed_env.uri, str(path), *PATIENT)
         journal = tmp_path / ".m.safetensors.spotckpt-part" / "journal"
-        wait_until(lambda: journal.exists() and len(journal.read_text().splitlines()) == 4, what="three pieces")
+        there = lambda: journal.exists() and len(journal.read_text().splitlines()) == 3  # noqa: E731
+        wait_until(there, timeout_s=60, what="two pieces")
         killed(process)
         process.join()
         assert not path.exists()
@@ -69,23 +71,22 @@ def test_a_killed_pull_goes_on_where_it_stopped(seaweed_env: S3Env, tmp_path: Pa
         again = start(tmp_path / "said", "pull", seaweed_env.uri, str(path))
         again.join()
         assert again.exitcode == 0, (tmp_path / "said").read_text()
-        fetched = asked_bytes([seen for seen in ranges(proxy) if seen in proxy.seen[first:]])
-    assert "going on where it stopped: 48.0 MiB of 96.0 MiB are there" in (tmp_path / "said").read_text()
-    assert fetched == manifest.data_bytes - 48 * MIB
+        ranges = {asked(seen) for seen in proxy.seen[first:] if "safetensors" in seen.path}
+    assert "going on where it stopped: 32.0 MiB of 48.0 MiB are there" in (tmp_path / "said").read_text()
+    assert sum(end - start for start, end in ranges) == manifest.data_bytes - 32 * MIB
     assert torch.equal(found_in(path).objects["model"]["layer0.weight"], weights(size)["layer0.weight"])
     assert sorted(one.name for one in tmp_path.iterdir()) == ["m.safetensors", "said"]
 
 
 def test_a_killed_push_goes_on_where_it_stopped(seaweed_env: S3Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    size = 80 * MIB
     path = tmp_path / "m.pt"
-    write(large(size), path, "pt")
+    write(large(48 * MIB), path, "pt")
     with Proxy(seaweed_env.url) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
-        proxy.on("PUT", "partNumber=[456]", stall_request(1), times=99)
-        process = start(tmp_path / "said", "push", str(path), seaweed_env.uri)
-        proxy.wait_for("PUT", "partNumber=4")
-        wait_until(lambda: stored_parts(seaweed_env) >= 3, what="three parts")
+        proxy.on("PUT", "partNumber=[34]", stall_request(1), times=99)
+        process = start(tmp_path / "said", "push", str(path), seaweed_env.uri, *PATIENT)
+        proxy.wait_for("PUT", "partNumber=3", timeout_s=60)
+        wait_until(lambda: stored_parts(seaweed_env) >= 2, timeout_s=60, what="two parts")
         killed(process)
         process.join()
         store = open_store(seaweed_env.uri, environment=seaweed_env.environment)
@@ -95,8 +96,8 @@ def test_a_killed_push_goes_on_where_it_stopped(seaweed_env: S3Env, tmp_path: Pa
         again = start(tmp_path / "said", "push", str(path), seaweed_env.uri)
         again.join()
         assert again.exitcode == 0, (tmp_path / "said").read_text()
-        parts = [seen for seen in proxy.seen[first:] if seen.method == "PUT" and "partNumber" in seen.path]
-    assert len(parts) == 3
+        parts = {seen.path for seen in proxy.seen[first:] if seen.method == "PUT" and "partNumber" in seen.path}
+    assert len(parts) == 2
     assert seaweed_env.uploads() == []
     [snapshot] = read_catalog(store).snapshots
     assert verify(store, snapshot).problems == ()
@@ -139,12 +140,12 @@ def test_a_pull_killed_anywhere_never_looks_complete(name, tmp_path):
 @pytest.mark.parametrize("name", FILES)
 def test_a_pulled_file_is_whole_from_the_moment_when_it_is_there(name, tmp_path):
     uri, path = f"file://{tmp_path}/run", tmp_path / "out" / name
-    given = large(64 * MIB, 4)
+    given = large(24 * MIB, 4)
     run_of(uri, given)
     path.parent.mkdir()
     process = start(tmp_path / "said", "pull", uri, str(path))
     while not path.exists() and process.is_alive():
-        pass
+        time.sleep(0.001)
     process.kill()
     process.join()
     assert fingerprint(found_in(path)) == fingerprint(given)

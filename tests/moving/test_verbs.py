@@ -15,9 +15,10 @@ from spotckpt.snapshot.catalog import read_catalog
 from spotckpt.snapshot.fetch import read_manifest
 from spotckpt.snapshot.history import read_history
 from spotckpt.store.open import open_store
-from tests.cli.command import in_process, on_terminal
+from tests.cli.command import in_process
 from tests.moving.made import FILES, contents, found_in, model, run_of, stepped, weights
 from tests.moving.old import old_file
+from tests.moving.processes import on_terminal
 from tests.support.checker import check
 
 
@@ -142,8 +143,10 @@ def test_a_dictionary_of_others_is_a_run(tmp_path):
     assert found["vars"] == {"epochs": 3, "class_to_idx": {"cat": 0}, "note": "it's"}
 
 
-def test_progress_is_shown_on_a_terminal_and_not_in_a_pipe(tmp_path):
+def test_progress_is_shown_on_a_terminal_and_not_in_a_pipe(tmp_path, monkeypatch):
     uri, path = f"file://{tmp_path}/run", str(tmp_path / "m.pt")
     run_of(uri)
-    shown = on_terminal("pull", uri, path, columns=80).out
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("COLUMNS", raising=False)  # which would count for more than the terminal's own width
+    shown = on_terminal("pull", uri, path, columns=80)
     assert "downloading" in shown and "writing" in shown and f"{path}: step 5" in shown.replace("\r\n", "")
