@@ -32,7 +32,6 @@ from tests.support.checker import check
 from tests.support.proxy import Proxy, Seen, stall_reply, stall_request
 from tests.support.servers import S3Env, wait_until
 
-
 PATIENT = ("--timeout", "600")
 """Whoever is to be killed does not give up before, however slow the machine is."""
 
