@@ -279,6 +279,22 @@ def test_absurd_safetensors_headers(data, kind, match, tmp_path):
 
 
 @pytest.mark.fault(70)
+def test_a_description_that_lies_about_its_tensors(tmp_path):
+    path = tmp_path / "c.safetensors"
+    write(contents(), path, "safetensors")
+    data = path.read_bytes()
+    length = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:length])
+    about = json.loads(header["__metadata__"]["spotckpt"])
+    doubled = next(one for one in about["tensors"] if one[1] == "F64" and header[one[0]]["shape"] == [5])
+    doubled[1] = "C128"  # pairs of numbers, of which five are none
+    header["__metadata__"]["spotckpt"] = json.dumps(about)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[length:])
+    refused(path, Corrupt, "its description does not fit: RuntimeError")
+
+
+@pytest.mark.fault(70)
 def test_absurd_safetensors_shapes(tmp_path):
     for shape, size in (([HUGE, HUGE], 4), ([1 << 60, 0], 0)):
         text = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
@@ -336,8 +352,14 @@ def test_a_dcp_table_that_lies(tmp_path):
     for name in ("../c.pt", "/etc/passwd", "a/b"):
         changed(elsewhere(name))
         refused(path, Corrupt, "outside of the directory")
+
+    def flattened(table: Any) -> None:
+        table.state_dict_metadata["model.0.weight"].size = torch.Size([])
+
     changed(compressed)
     refused(path, LimitExceeded, "compressed")
+    changed(flattened)
+    refused(path, Corrupt, "do not fit each other")
     (path / ".metadata").write_bytes(original[:-10])
     refused(path, Corrupt, "cut short or damaged")
 
