@@ -5,14 +5,12 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from spotckpt import errors
-from spotckpt.cli.main import cli
+from spotckpt.cli.main import VERBS, cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -26,12 +24,7 @@ def test_the_programs_are_python(number):
 
 
 def test_every_command_is_documented():
-    shown = subprocess.run(
-        [sys.executable, "-m", "spotckpt", "--help"], capture_output=True, text=True, timeout=60, check=True
-    ).stdout
-    commands = re.findall(r"^  ([a-z]+)  ", shown.partition("Commands:")[2], re.MULTILINE)
-    assert len(commands) >= 7
-    for command in commands:
+    for command in VERBS:
         assert f"`spotckpt {command}" in README, f"README.md does not tell of {command}"
 
 

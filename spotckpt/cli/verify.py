@@ -66,7 +66,7 @@ def _check_one(run: Run, one: SnapshotId, advance: Callable[[int], None]) -> Fin
         found = fetch.verify(run.store, one, advance, run_id=run.run_id)
     except SnapshotError as error:
         return Finding(str(one), errors=(error,))
-    errors = tuple(Corrupt(problem, hint="restore another snapshot") for problem in dict.fromkeys(found.problems))
+    errors = tuple(Corrupt(problem, hint="use another snapshot") for problem in dict.fromkeys(found.problems))
     return Finding(str(one), found.tensors, found.read_bytes, errors)
 
 

@@ -21,7 +21,7 @@ from spotckpt.store.base import Progress, Span, Stat, Store
 SPAN_BYTES = 16 << 20
 """What is asked for, and hashed, at a time."""
 
-OLDER = "an older snapshot is used if there is one"
+ANOTHER = "use another snapshot"
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ class Reader:
         """Raises Corrupt if a chunk was not read to its end, so that nobody knows whether it is right."""
         for chunk, digest in self._digests.values():
             if not digest.complete:
-                raise Corrupt(f"{self._part.packs[chunk.pack]}: a tensor was read in part only", hint=OLDER)
+                raise Corrupt(f"{self._part.packs[chunk.pack]}: a tensor was read in part only", hint=ANOTHER)
 
     def _take(self, piece: Piece) -> None:
         found = self._digests[id(piece.chunk)][1].take(piece.at, piece.into)
         if found is not None and found != piece.chunk.digest:
             name, key = self._part.tensors[piece.row].name, self._part.packs[piece.chunk.pack]
-            raise Corrupt(f"{key}: tensor {name} does not match its digest {piece.chunk.digest[:12]}…", hint=OLDER)
+            raise Corrupt(f"{key}: tensor {name} does not match its digest {piece.chunk.digest[:12]}…", hint=ANOTHER)
         if self._progress is not None:
             self._progress(len(piece.into))
 
@@ -187,7 +187,7 @@ class Packs:
             needed = max(chunk.offset + chunk.length for chunk in chunks if chunk.pack == pack)
             size = self._stat(pack).size_bytes
             if size < needed:
-                raise Corrupt(f"{self._part.packs[pack]} has {size} bytes, and {needed} are needed", hint=OLDER)
+                raise Corrupt(f"{self._part.packs[pack]} has {size} bytes, and {needed} are needed", hint=ANOTHER)
 
     def read(self, pieces: Sequence[Piece], arrived: Arrived) -> None:
         """See `Source.read`. Neighbours go into one request; all are of the version that was seen first."""
@@ -205,16 +205,16 @@ class Packs:
         try:
             self._store.read_into(key, spans, deadline=self._deadline, arrived=came, etag=etag)
         except NotFound as error:
-            raise Corrupt(f"{key} is missing", hint=OLDER) from error
+            raise Corrupt(f"{key} is missing", hint=ANOTHER) from error
         except Replaced as error:
-            raise Corrupt(f"{key} was replaced while it was read", hint=OLDER) from error
+            raise Corrupt(f"{key} was replaced while it was read", hint=ANOTHER) from error
 
     def _stat(self, pack: int) -> Stat:
         key = self._part.packs[pack]
         try:
             return self._stats.setdefault(pack, self._stats.get(pack) or self._store.stat(key, deadline=self._deadline))
         except NotFound as error:
-            raise Corrupt(f"{key} is missing", hint=OLDER) from error
+            raise Corrupt(f"{key} is missing", hint=ANOTHER) from error
 
 
 def _place(piece: Piece) -> int:

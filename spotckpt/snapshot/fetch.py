@@ -18,7 +18,7 @@ from spotckpt.errors import (
     SnapshotError,
     SpotckptError,
 )
-from spotckpt.snapshot.arrival import OLDER, Packs, Reader, pieces_of
+from spotckpt.snapshot.arrival import ANOTHER, Packs, Reader, pieces_of
 from spotckpt.snapshot.choose import Choice, Evaluated
 from spotckpt.snapshot.envelope import digest
 from spotckpt.snapshot.history import history_problems
@@ -54,14 +54,14 @@ def read_manifest(
         raise _missing(store, snapshot, deadline) from error
     manifest = Manifest.from_bytes(data, key=key)
     if run_id is not None and manifest.run_id != run_id:
-        raise Corrupt(f"{key} belongs to run {manifest.run_id}, not {run_id}", hint=OLDER)
+        raise Corrupt(f"{key} belongs to run {manifest.run_id}, not {run_id}", hint=ANOTHER)
     return manifest
 
 
 def _missing(store: Store, snapshot: SnapshotId, deadline: Deadline | None) -> SnapshotError:
     found = read_tombstone(store, snapshot, deadline=deadline)
     if found is None:
-        return Corrupt(f"{manifest_key(snapshot)} is missing", hint=OLDER)
+        return Corrupt(f"{manifest_key(snapshot)} is missing", hint=ANOTHER)
     day = datetime.fromtimestamp(found.time, timezone.utc)
     return Pruned(
         f"snapshot {snapshot} was pruned on {day:%Y-%m-%d %H:%M} UTC ({found.why})",
@@ -122,13 +122,13 @@ def read_part(store: Store, manifest: Manifest, rank: int = 0, *, deadline: Dead
     """
     reference = manifest.parts[rank]
     if reference.length > MAX_PART_BYTES:
-        raise LimitExceeded(f"{reference.key} is said to have {reference.length} bytes", hint=OLDER)
+        raise LimitExceeded(f"{reference.key} is said to have {reference.length} bytes", hint=ANOTHER)
     try:
         data = _read(store, reference.key, reference.length, deadline)
     except LimitExceeded as error:
-        raise Corrupt(f"{reference.key} is longer than the manifest says", hint=OLDER) from error
+        raise Corrupt(f"{reference.key} is longer than the manifest says", hint=ANOTHER) from error
     if len(data) != reference.length or digest(data) != reference.digest:
-        raise Corrupt(f"{reference.key} is not the object that was committed (digest)", hint=OLDER)
+        raise Corrupt(f"{reference.key} is not the object that was committed (digest)", hint=ANOTHER)
     part = Part.from_bytes(data, key=reference.key)
     _check_inside(part, manifest, reference.key)
     return part
@@ -138,12 +138,12 @@ def _check_inside(part: Part, manifest: Manifest, key: str) -> None:
     packs = {pack.key: pack for pack in manifest.packs}
     for name in part.packs:
         if name not in packs:
-            raise Corrupt(f"{key} uses {name}, which its manifest does not name", hint=OLDER)
+            raise Corrupt(f"{key} uses {name}, which its manifest does not name", hint=ANOTHER)
     for entry in part.tensors:
         for chunk in entry.chunks:
             pack = packs[part.packs[chunk.pack]]
             if not pack.header_length <= chunk.offset <= pack.length - chunk.length:
-                raise Corrupt(f"{key}: tensor {entry.name} lies outside {pack.key}", hint=OLDER)
+                raise Corrupt(f"{key}: tensor {entry.name} lies outside {pack.key}", hint=ANOTHER)
 
 
 def read_tensors(
@@ -183,7 +183,7 @@ def _read(store: Store, key: str, limit_bytes: int, deadline: Deadline | None) -
     try:
         return store.read(key, limit_bytes=limit_bytes, deadline=deadline)
     except NotFound as error:
-        raise Corrupt(f"{key} is missing", hint=OLDER) from error
+        raise Corrupt(f"{key} is missing", hint=ANOTHER) from error
 
 
 @dataclass(frozen=True)

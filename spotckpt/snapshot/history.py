@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from spotckpt.deadline import Deadline
 from spotckpt.errors import Corrupt, LimitExceeded, NotFound, SnapshotError
-from spotckpt.snapshot.arrival import OLDER
+from spotckpt.snapshot.arrival import ANOTHER
 from spotckpt.snapshot.envelope import digest
 from spotckpt.snapshot.lazy import in_parallel
 from spotckpt.snapshot.manifest import Manifest
@@ -46,9 +46,9 @@ def _read(store: Store, one: SegmentRef, deadline: Deadline | None) -> bytes | b
     try:
         data = _read_whole(store, one, deadline) if one.length <= _AT_ONCE_BYTES else _read_wide(store, one, deadline)
     except NotFound as error:
-        raise Corrupt(f"{one.key} is missing", hint=OLDER) from error
+        raise Corrupt(f"{one.key} is missing", hint=ANOTHER) from error
     if len(data) != one.length or digest(data) != one.digest:
-        raise Corrupt(f"{one.key} is not the object that was committed (digest)", hint=OLDER)
+        raise Corrupt(f"{one.key} is not the object that was committed (digest)", hint=ANOTHER)
     return data
 
 
@@ -56,13 +56,13 @@ def _read_whole(store: Store, one: SegmentRef, deadline: Deadline | None) -> byt
     try:
         return store.read(one.key, limit_bytes=one.length, deadline=deadline)
     except LimitExceeded as error:
-        raise Corrupt(f"{one.key} is longer than the manifest says", hint=OLDER) from error
+        raise Corrupt(f"{one.key} is longer than the manifest says", hint=ANOTHER) from error
 
 
 def _read_wide(store: Store, one: SegmentRef, deadline: Deadline | None) -> bytearray:
     stat = store.stat(one.key, deadline=deadline)
     if stat.size_bytes != one.length:  # before that much is allocated
-        raise Corrupt(f"{one.key} has {stat.size_bytes} bytes, {one.length} were committed", hint=OLDER)
+        raise Corrupt(f"{one.key} has {stat.size_bytes} bytes, {one.length} were committed", hint=ANOTHER)
     data = bytearray(one.length)
     store.read_into(one.key, [(0, [memoryview(data)])], deadline=deadline, etag=stat.etag)
     return data

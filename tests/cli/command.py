@@ -13,9 +13,11 @@ import termios
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
+import pytest
+
 from spotckpt.cli.main import main
 
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 
 
 @dataclass
@@ -46,6 +48,21 @@ def in_process(*arguments: str) -> Done:
         status = main(arguments)
     out.flush()
     return Done(status, out.buffer.getvalue().decode(), err.getvalue())  # type: ignore[attr-defined]
+
+
+class _Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def on_screen(*arguments: str, columns: int) -> Done:
+    """Standard output as on a terminal of that width, without colours and without the second of a new interpreter."""
+    out, err = _Screen(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name, value in {"COLUMNS": str(columns), "TERM": "dumb", "NO_COLOR": "1"}.items():
+            patch.setenv(name, value)
+        status = main(arguments)
+    return Done(status, out.getvalue(), err.getvalue())
 
 
 def on_terminal(*arguments: str, columns: int = 100, **environment: str) -> Done:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
-from tests.cli.command import in_process, spotckpt
-from tests.support.servers import free_port
+from tests.cli.command import Done, in_process, spotckpt
 
 
 def fails(status: int, *arguments: str, **environment: str) -> str:
-    done = spotckpt(*arguments, **environment) if environment else in_process(*arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        return told(status, in_process(*arguments))
+
+
+def told(status: int, done: Done) -> str:
     assert done.status == status, done.err
     assert "Traceback" not in done.err
     [line] = [line for line in done.err.splitlines() if line.startswith("spotckpt: error: ")]
@@ -151,8 +157,10 @@ def test_a_corrupt_record_is_told(local_run):
 
 
 def test_a_server_that_is_not_there(s3_env):
-    endpoint = f"http://127.0.0.1:{free_port()}"
-    fails(26, "ls", "--timeout", "2", s3_env.uri, AWS_ENDPOINT_URL_S3=endpoint, AWS_ENDPOINT_URL=endpoint)
+    with socket.socket() as taken:  # nobody else gets the port, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        fails(26, "ls", "--timeout", "2", s3_env.uri, AWS_ENDPOINT_URL_S3=endpoint, AWS_ENDPOINT_URL=endpoint)
 
 
 @pytest.mark.parametrize("verb", ["status", "notify"])
@@ -173,4 +181,4 @@ def test_demo_without_its_extra(tmp_path):
     """A package of that name that cannot be imported stands for the one that is not installed."""
     (tmp_path / "moto").mkdir()
     (tmp_path / "moto" / "__init__.py").write_text("raise ImportError('no moto here')")
-    assert 'pip install "spotckpt[demo]"' in fails(64, "demo", PYTHONPATH=str(tmp_path))
+    assert 'pip install "spotckpt[demo]"' in told(64, spotckpt("demo", PYTHONPATH=str(tmp_path)))

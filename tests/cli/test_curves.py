@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     """Twenty steps, stopped by SIGTERM after the seventh. It diverges, and ends with losses that are NaN."""
     uri = f"file://{tmp_path_factory.mktemp('trained')}/run"
     with machine() as here:
-        first = here.start(uri, "--every=2 steps", "--at=6", "--act=spin")
+        first = here.start(uri, "--every=2 steps", "--at=6", "--act=spin", "--sigterm-grace=100s")
         first.wait_for("spinning")
         first.signal(signal.SIGTERM)
         first.wait_to_say("SIGTERM")

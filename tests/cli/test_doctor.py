@@ -67,7 +67,7 @@ def test_a_bucket_that_is_not_there_is_a_row(s3_env):
 def test_the_metadata_service_is_asked(local_root):
     with running_imds() as imds:
         imds.hop_limit = 1
-        imds.spot("terminate", in_s=90)
+        imds.spot("terminate", in_s=900)
         done = in_process("doctor", local_root, "--metadata-endpoint", imds.endpoint, "--json")
     assert done.status == 1
     found = checks(done.out)

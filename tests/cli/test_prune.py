@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.command import in_process, on_terminal, spotckpt
+from tests.cli.command import in_process, on_screen, spotckpt
 from tests.cli.test_bad_input import fails
 from tests.cli.test_looking import ok
 from tests.support.checker import Bucket, leftovers
@@ -42,8 +42,8 @@ def test_a_dry_run_lists_what_and_why_and_changes_nothing(run):
 
 def test_a_terminal_shows_every_reason_whole(local_run):
     arguments = ("prune", local_run.uri, "--keep-last", "1", "--keep-best", "valid/top1:min", "--dry-run")
-    shown = on_terminal(*arguments, columns=80, NO_COLOR="1", TERM="dumb").out
-    assert "…" not in shown and max(map(len, shown.split("\r\n")[:-2])) <= 80
+    shown = on_screen(*arguments, columns=80).out
+    assert "…" not in shown and max(map(len, shown.splitlines()[:-1])) <= 80
     assert "attempt 3 continues it; attempt 2 may still refer to it" in " ".join(shown.split())
 
 

@@ -14,9 +14,11 @@ import pytest
 
 from tests.cli.command import Done, in_process
 from tests.docs.commands import ROOT, Command, of_help
+from tests.support.forkserver import PROCESSES
 from tests.support.servers import MotoServer, wait_until
+from tests.training.forked import run_script
 
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 OWN_PROCESS = ("agent", "exec", "drill", "demo")
 
 
@@ -27,12 +29,25 @@ class World:
     home: Path
 
     def run(self, command: Command, home: Path | None = None) -> Done:
-        """Runs it: a plain `spotckpt` in this process, which spares the start of another, else in a shell."""
+        """Runs it: a plain `spotckpt` in this process, our own training in a fork that has torch, else in a shell."""
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(home or self.home)
             if is_plain(command):
                 return in_process(*command.words[1:])
+            if command.words[:2] == ["python", "train.py"] and home is None:
+                return self.forked(command.words[1:])
             return self.shell(command.text)
+
+    def forked(self, arguments: list[str]) -> Done:
+        said = self.home / "said"
+        said.unlink(missing_ok=True)
+        process = PROCESSES.Process(
+            target=run_script, args=([str(self.home / arguments[0]), *arguments[1:]], dict(os.environ), str(said))
+        )
+        process.start()
+        process.join(TIMEOUT_S)
+        assert process.exitcode is not None, said.read_text()
+        return Done(process.exitcode, "", said.read_text())
 
     def shell(self, text: str) -> Done:
         done = subprocess.run(
