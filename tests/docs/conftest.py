@@ -40,7 +40,7 @@ class World:
 
     def forked(self, arguments: list[str]) -> Done:
         said = self.home / "said"
-        said.unlink(missing_ok=True)
+        said.write_text("")
         process = PROCESSES.Process(
             target=run_script, args=([str(self.home / arguments[0]), *arguments[1:]], dict(os.environ), str(said))
         )

@@ -17,8 +17,9 @@ ELSEWHERE = {
     "spotckpt demo": "tests/demo/test_demo.py",
     "spotckpt drill": "tests/drill/test_drill.py",
     "spotckpt agent": "tests/docs/conftest.py",
+    "spotckpt exec --restarts 3 -- python": "docs/getting-started.md",
 }
-"""What takes minutes, or goes on until it is stopped: the file whose tests run it. Here its options are checked."""
+"""What takes long, or goes on until it is stopped, and is run in another place too. Here its options are checked."""
 WANTED = ("getting-started", "resuming", "metrics", "ec2", "format", "reliability", "performance")
 
 
