@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -59,10 +60,15 @@ def on_screen(*arguments: str, columns: int) -> Done:
     """Standard output as on a terminal of that width, without colours and without the second of a new interpreter."""
     out, err = _Screen(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        for name, value in {"COLUMNS": str(columns), "TERM": "dumb", "NO_COLOR": "1"}.items():
+        for name, value in {"COLUMNS": str(columns), "TERM": "xterm"}.items():
             patch.setenv(name, value)
         status = main(arguments)
-    return Done(status, out.getvalue(), err.getvalue())
+    return Done(status, plain(out.getvalue()), err.getvalue())
+
+
+def plain(text: str) -> str:
+    """Without colours, and with the line ends of a file. (On a terminal called dumb rich takes 80 for its width.)"""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).replace("\r\n", "\n")
 
 
 def on_terminal(*arguments: str, columns: int = 100, **environment: str) -> Done:
