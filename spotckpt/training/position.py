@@ -14,17 +14,16 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from types import GeneratorType
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from spotckpt.errors import MismatchError, UsageError
 from spotckpt.training import replay
 from spotckpt.training.generators import Generators
+from spotckpt.training.iterators import Iterators, Resume
 from spotckpt.training.places import Place, Target
 from spotckpt.training.rng import Generator
 
 T = TypeVar("T")
-
-Resume = Literal["replay", "skip"]
 
 
 class Batches(Generic[T]):
@@ -55,14 +54,12 @@ class Position:
     def __init__(self, *, say: Callable[[str], None], progress: replay.Progress = lambda done, total: None) -> None:
         self._said: set[str] = set()
         self._tell = say
-        self._progress = progress
         self._generators = Generators(self._say)
+        self._iterators = Iterators(self._generators, say=self._say, progress=progress)
         self._place = Place()
         self._left_by = ""
         self._active: dict[str, Any] | None = None
         self._ended_steps: dict[str, int] | None = None
-        self._warm: set[str] = set()
-        self._warm_loaders: weakref.WeakSet[Any] = weakref.WeakSet()
         self._once: weakref.WeakSet[Any] = weakref.WeakSet()
         self._token: object = None
         self._in_epochs = False
@@ -107,7 +104,7 @@ class Position:
             "left_by": self._left_by,
             "active": dict(self._active) if self._active else None,
             "ended_steps": dict(self._ended_steps) if self._ended_steps else None,
-            "warm": sorted(self._warm),
+            "warm": sorted(self._iterators.warm),
             "generators": self._generators.state(),
         }
 
@@ -117,7 +114,7 @@ class Position:
         self._target = Target(state)
         if state["generators"] is not None:  # another program's checkpoint may not have them
             self._generators.load(state["generators"])
-        self._warm = set(state["warm"])
+        self._iterators.warm = set(state["warm"])
 
     def begin_without_loops(self) -> None:
         """A boundary before any loop: an imported position has no loop to lead to."""
@@ -215,7 +212,8 @@ class Position:
     def _batches(self, loader: Iterable[T], resume: Resume, on_boundary: Callable[[], None]) -> Iterator[T]:
         token = self._enter_call(loader)
         try:
-            slot = self._sight(loader)
+            slot = self._place.slot
+            self._iterators.sight(slot, loader)
             if self._is_over():
                 return
             iterator = self._start(loader, slot, resume)
@@ -283,13 +281,6 @@ class Position:
         self._ended_steps = ended_steps
         self._move(replace(self._place, calls=self._place.calls + 1))
 
-    def _sight(self, loader: object) -> str:
-        slot = self._place.slot
-        self._generators.sight(slot, loader)
-        if slot in self._warm and replay.keeps_workers(loader):
-            self._warm_loaders.add(loader)
-        return slot
-
     def _is_over(self) -> bool:
         target = self._target
         return target is not None and self._place < target.place
@@ -335,67 +326,14 @@ class Position:
                 hint="resume with the loops that the snapshot was taken in, or start afresh with @start",
             )
 
-    # Iterators
-
     def _start(self, loader: Iterable[T], slot: str, resume: Resume) -> Iterator[T]:
         """An iterator at the first batch that is left; sets `_active`; arrives if it was loaded."""
         target = self._target
-        count = target.count("batches") if target else 0
-        if target is None or target.active is None:
-            cold = not self._is_warm(loader)
-            start = self._generators.start(slot)
-        else:
-            cold, start = target.active["cold"], target.active["start"]
-        length = replay.length_of(loader)
-        if target is not None and target.active is not None:
-            self._compare_length(target.active.get("len"), length, count)
-        self._active = {"kind": "batches", "count": count, "start": start, "cold": cold, "len": length}
-        late = self._late(loader, count, resume)
-        source = late or loader
-        if replay.keeps_workers(loader):
-            self._prepare_workers(loader, source, cold=cold)
-            self._warm.add(slot)
-        if target is not None or not cold:
-            self._generators.set_start(slot, start)
-        iterator = iter(source)
-        if target is not None:
-            if late is None:
-                replay.drop(iterator, count, self._progress)
-            self.arrive()
+        saved = target.active if target else None
+        self._active = self._iterators.begin(loader, slot, saved, target.count("batches") if target else 0)
+        iterator = self._iterators.make(loader, slot, self._active, resume=resume, resuming=target is not None)
+        self.arrive()
         return iterator
-
-    def _compare_length(self, saved: int | None, length: int | None, count: int) -> None:
-        if saved is not None and length is not None and saved != length:
-            self._say(
-                f"warning: the loader had {saved} batches when the snapshot was taken and now has {length}: "
-                f"the position (batch {count}) may mean other samples"
-            )
-
-    def _late(self, loader: Iterable[T], count: int, resume: Resume) -> replay.LateLoader | None:
-        if resume != "skip" or count == 0:
-            return None
-        if not replay.can_skip(loader):
-            self._say(replay.SKIP_IS_REPLAY)
-            return None
-        if loader.num_workers > 0:  # type: ignore[attr-defined]
-            self._say(replay.SKIP_IS_INEXACT)
-        return replay.LateLoader(loader, count)  # type: ignore[arg-type]
-
-    def _is_warm(self, loader: object) -> bool:
-        """Whether the uninterrupted program would have this loader's workers running by now."""
-        if not replay.keeps_workers(loader):
-            return False
-        return replay.has_workers_running(loader) or loader in self._warm_loaders
-
-    def _prepare_workers(self, loader: Iterable[Any], source: Any, *, cold: bool) -> None:
-        """Starts the workers that the uninterrupted program had running: its iterator draws no base seed then."""
-        if cold or (source is loader and replay.has_workers_running(loader)):
-            return
-        self._say(replay.PERSISTENT_IS_INEXACT)
-        if isinstance(source, replay.LateLoader):
-            source.start_workers()
-        else:
-            replay.start_workers(source)
 
     def _say(self, text: str) -> None:
         if text not in self._said:

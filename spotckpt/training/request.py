@@ -7,14 +7,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from spotckpt.address import Address, Metric, fill_template
 from spotckpt.config import Best, Every, Keep, Settings, parse_seconds, parse_speed
 from spotckpt.errors import AddressError, SettingError, UsageError, WorldSizeError
 from spotckpt.notices.ec2 import choose_endpoint
-
-Resume = Literal["replay", "skip"]
+from spotckpt.training.iterators import Resume
 
 
 class Options(TypedDict, total=False):

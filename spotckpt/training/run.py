@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar, overload
 
@@ -12,10 +11,12 @@ from spotckpt.address import Mode
 from spotckpt.errors import SpotckptError, UsageError
 from spotckpt.snapshot.metrics import Best, History
 from spotckpt.training.capture import Capture, capture, check_encodable
+from spotckpt.training.checks import check_mode, count_of, positive, step_of
 from spotckpt.training.curves import HistoryView
 from spotckpt.training.fetching import Saved
+from spotckpt.training.iterators import Resume
 from spotckpt.training.objects import with_article
-from spotckpt.training.position import Position, Resume
+from spotckpt.training.position import Position
 from spotckpt.training.probe import probe_of_environment
 from spotckpt.training.restore import MapLocation
 from spotckpt.training.rng import GENERATOR_TYPES, restore_rng
@@ -136,7 +137,7 @@ class Run:
 
     def epochs(self, num_epochs: int) -> Iterator[int]:
         """Yields the epochs that are left of `num_epochs`. The end of each is a point for a snapshot."""
-        return self._epochs(_count("epochs", num_epochs))
+        return self._epochs(count_of("epochs", num_epochs))
 
     def _epochs(self, num_epochs: int) -> Iterator[int]:
         try:
@@ -158,7 +159,7 @@ class Run:
 
     def steps(self, num_steps: int) -> Iterator[int]:
         """Yields the steps that are left of `num_steps`, from 0. The end of each iteration is a boundary."""
-        num_steps = _count("steps", num_steps)
+        num_steps = count_of("steps", num_steps)
         return self._bodies(self._position.steps(num_steps, on_boundary=self._next_step), counted=True)
 
     def boundary(self) -> None:
@@ -203,7 +204,7 @@ class Run:
         if step is None:
             self._history.log(set, values, self._step, self._epoch_now)
         else:
-            self._history.log(set, values, _step(step), self._epoch_now, given=True)
+            self._history.log(set, values, step_of(step), self._epoch_now, given=True)
         if watched is not None and watched.set == set and watched.name in values:
             value = self._history[set][watched.name].value
             evaluation.logged(value, None if best is None else best.value)
@@ -222,10 +223,10 @@ class Run:
         Args:
             k: the best k instead, the best first; of equals the earliest.
         """
-        _check_mode(mode)
+        check_mode(mode)
         if k is None:
             return self._history.best(set, name, mode)
-        return self._history.top(set, name, mode, _positive("k", k))
+        return self._history.top(set, name, mode, positive("k", k))
 
     def improved(self, set: str, name: str, mode: Mode = "min", *, patience: int = 1, by: float = 0.0) -> bool:
         """Whether one of the last `patience` values is better than all before them; for early stopping and plateaus.
@@ -236,8 +237,8 @@ class Run:
         Args:
             by: how much better one must be.
         """
-        _check_mode(mode)
-        return self._history.improved(set, name, mode, patience=_positive("patience", patience), by=by)
+        check_mode(mode)
+        return self._history.improved(set, name, mode, patience=positive("patience", patience), by=by)
 
     # Snapshots by hand
 
@@ -453,40 +454,6 @@ class Run:
         self._tracked.close()
         if self._saver is not None:
             self._saver.close()
-
-
-def _index(number: object) -> int:
-    """The integer, -1 for what is none."""
-    try:
-        return operator.index(number)  # type: ignore[arg-type]
-    except TypeError:
-        return -1
-
-
-def _count(loop: str, number: object) -> int:
-    count = _index(number)
-    if count < 0:
-        raise UsageError(f"run.{loop}({number!r:.60}): that is no number of {loop}", hint=f"as in run.{loop}(90)")
-    return count
-
-
-def _step(step: object) -> int:
-    found = _index(step)
-    if not 0 <= found < 1 << 63:
-        raise UsageError(f"run.log(step={step!r:.60}): that is no step", hint="a step is an integer from 0")
-    return found
-
-
-def _positive(name: str, number: object) -> int:
-    count = _index(number)
-    if count < 1:
-        raise UsageError(f"{name}={number!r:.60} is no count", hint=f"as in {name}=5")
-    return count
-
-
-def _check_mode(mode: object) -> None:
-    if mode not in ("min", "max"):
-        raise UsageError(f"mode={mode!r:.60} is not known", hint='it is "min" or "max"')
 
 
 class Batches(Generic[T]):
