@@ -59,7 +59,7 @@ def test_training_goes_on_under_a_notice_and_its_last_snapshot_is_there_in_time(
     assert trainer.wait() == 75, trainer.said
     first, *_, last = bucket.manifests()
     assert last["committed"] < gone_at
-    assert last["step"] > first["step"] + 10, "the first one was not the last one"
+    assert last["step"] > first["step"] and last["created"] > first["created"] + 2, "the first one was not the last one"
     assert last["step"] >= trainer.steps[-1], "what was trained after it is lost"
     assert bucket.released(1)
     assert str(check(bucket.uri, [last["snapshot"]])) == last["snapshot"]

@@ -46,7 +46,7 @@ class Container:
             assert self._process.poll() is None, self.said
             return self.trace.exists() and line in self.trace.read_text().splitlines()
 
-        wait_until(there, timeout_s=60, what=f"{line!r} of {self.said}")
+        wait_until(there, timeout_s=150, what=f"{line!r} of {self.said}")
 
     def stop(self, grace_s: float) -> int:
         """As a container engine does: SIGTERM to PID 1, and SIGKILL of everything after the grace."""
@@ -92,7 +92,7 @@ def test_after_a_crash_it_is_started_again_and_ends_as_if_nothing_had_been(here:
     train = f"{sys.executable} {SCRIPT} --uri={bucket.uri} --trace={trace}"
     once = f"[ -e {tmp_path}/begun ] && exec {train}; touch {tmp_path}/begun; exec {train} --at=6 --act=segfault"
     command = [*EXEC, "--restarts=1", "--", "sh", "-c", once]
-    done = subprocess.run(command, env=here.environment, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, env=here.environment, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     assert "status 139" in done.stderr
     lines = trace.read_text().splitlines()

@@ -75,6 +75,7 @@ def test_a_run_is_opened_once_per_process(bucket: Bucket) -> None:
 def test_loader_workers_are_forked_and_die_as_usual_while_snapshots_are_taken(bucket: Bucket) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forking with threads
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # on a machine with one core
         with_workers = train(bucket.uri, 2, num_workers=2)
     assert torch.equal(with_workers, train(f"{bucket.uri}-plain", 2, num_workers=0))
     assert bucket.manifests()[-1]["finished"]
