@@ -21,6 +21,8 @@ from tests.support.checker import Bucket, check, leftovers
 from tests.support.proxy import Proxy, answer, then
 from tests.support.servers import S3Env, wait_until
 
+RESTED_S = 200.0
+"""A pruning rests for twenty times as long as the one before has worked, which on a busy machine may be seconds."""
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
 
 
@@ -47,9 +49,9 @@ def test_what_no_rule_keeps_goes_after_the_commits(here: Machine, uri: str, root
     first = stage(trainer, uri, range(1, 3))
     pin(open_store(uri), "mine", SnapshotId.parse(first[1]))
     ids = first + stage(trainer, uri, range(3, 8))
-    wait_until(lambda: steps(uri) == [1, 2, 4, 6, 7], what="the pruning")
+    wait_until(lambda: steps(uri) == [1, 2, 4, 6, 7], what="the pruning", timeout_s=RESTED_S)
     assert trainer.call("close", uri=uri, deadline_s=60)["acknowledged"]
-    wait_until(lambda: leftovers(uri) == [], what="the end of the pruning")
+    wait_until(lambda: leftovers(uri) == [], what="the end of the pruning", timeout_s=RESTED_S)
     assert str(check(uri, ids)) == ids[-1]
     assert trainer.events("warning") == []
 
@@ -66,7 +68,9 @@ def test_it_ends_as_it_is_asked_to(here: Machine, s3_env: S3Env) -> None:
     trainer.call("attach", uri=s3_env.uri, attempt=1)
     ids += stage(trainer, s3_env.uri, range(3, 5))
     assert trainer.call("close", uri=s3_env.uri, deadline_s=60)["acknowledged"]
-    wait_until(lambda: steps(s3_env.uri) == [4] and not leftovers(s3_env.uri), what="the last pruning")
+    wait_until(
+        lambda: steps(s3_env.uri) == [4] and not leftovers(s3_env.uri), what="the last pruning", timeout_s=RESTED_S
+    )
     assert str(check(s3_env.uri, ids)) == ids[-1]
 
 
@@ -86,7 +90,7 @@ def test_where_deleting_is_denied_it_is_said_once_and_nothing_is_recorded(here: 
         trainer = here.trainer(**s3_env.behind(proxy.url).environment)
         trainer.open(s3_env.uri, settings=settings("last=1"))
         stage(trainer, s3_env.uri, range(1, 4))
-        warning = trainer.wait_event("warning")
+        [warning] = wait_until(lambda: trainer.events("warning"), timeout_s=RESTED_S, what="the warning")
         assert "old snapshots stay" in warning["message"] and "s3:DeleteObject" in warning["message"]
         ids = stage(trainer, s3_env.uri, range(4, 6))
         assert trainer.call("close", uri=s3_env.uri, deadline_s=60)["acknowledged"]
@@ -109,10 +113,10 @@ def test_an_attempt_that_is_superseded_deletes_nothing(here: Machine, s3_env: S3
         # its heart, which would tell too, beats every ten seconds
         trainer.open(s3_env.uri, settings={**settings("last=1"), "stale_after_s": 600.0})
         ids = stage(trainer, s3_env.uri, range(1, 2))
-        wait_until(lambda: "pruned 0 snapshots" in agent.log_text, what="the first pruning")
+        wait_until(lambda: "pruned 0 snapshots" in agent.log_text, what="the first pruning", timeout_s=RESTED_S)
         proxy.on("GET", "list-type=2", then(answer(503), overtake))
         ids += stage(trainer, s3_env.uri, range(2, 3))
-        wait_until(lambda: "prunes no more" in agent.log_text, what="the end of the pruning")
+        wait_until(lambda: "prunes no more" in agent.log_text, what="the end of the pruning", timeout_s=RESTED_S)
     assert [str(one) for one in Bucket(s3_env.uri).snapshots] == ids
     assert not s3_env.keys("run/pruned/")
 
