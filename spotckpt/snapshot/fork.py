@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock
-from spotckpt.errors import AddressError, AlreadyExists, Corrupt, Denied, StoreError, UsageError
+from spotckpt.errors import AddressError, AlreadyExists, Corrupt, Denied, NotFound, StoreError, UsageError
 from spotckpt.redact import redacted
 from spotckpt.snapshot.attempts import write_base, write_heartbeat
 from spotckpt.snapshot.catalog import FIRST_ATTEMPT, read_run
@@ -44,6 +44,8 @@ from spotckpt.snapshot.records import Base, Claim, Heartbeat, Holder, RunRecord,
 from spotckpt.snapshot.segments import SegmentRef
 from spotckpt.store.base import Progress, Store
 from spotckpt.store.conditions import require_conditions
+
+_OTHER = "fork another snapshot"
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def fork(
         raise Corrupt(f"{source.uri}/{RUN_KEY} is missing", hint="put it back, or fork another run")
     plan = Plan(source, parent, manifest, destination, dict(overrides or {}), copy)
     _check(plan)
+    _require_objects(source, manifest)
     record = _begun(plan)
     if record is not None:
         say(f"going on with a fork of {record.forked_from[0].uri} that was not completed")
@@ -273,11 +276,19 @@ def _write_snapshot(plan: Plan, record: RunRecord, progress: Progress | None) ->
         overrides={**plan.manifest.overrides, **plan.overrides},
         timings={},
     )
-    for key, length in manifest.objects:
-        if store.stat(key).size_bytes != length:
-            raise Corrupt(f"{key} has not the length of {length} bytes", hint="fork another snapshot")
+    _require_objects(store, manifest)  # once more: only since the pin are they safe from a pruning
     store.put_if_absent(manifest_key(first), manifest.to_bytes())
     return manifest
+
+
+def _require_objects(store: Store, manifest: Manifest) -> None:
+    for key, length in manifest.objects:
+        try:
+            size_bytes = store.stat(key).size_bytes
+        except NotFound as error:
+            raise Corrupt(f"{at(store, key)} is missing", hint=_OTHER) from error
+        if size_bytes != length:
+            raise Corrupt(f"{at(store, key)} has {size_bytes} bytes, not {length}", hint=_OTHER)
 
 
 def _part(plan: Plan, rank: int, first: SnapshotId, progress: Progress | None) -> tuple[Part, tuple[PackRef, ...]]:

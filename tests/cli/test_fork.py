@@ -233,6 +233,18 @@ def test_a_key_is_named_once(local_run):
     assert at(local_run.store, "pins/fork-0.json") == f"{local_run.uri}/pins/fork-0.json"
 
 
+@pytest.mark.parametrize("options", [(), ("--copy",)], ids=["shared", "copied"])
+def test_a_snapshot_that_is_not_whole_begins_nothing(local_run, options):
+    to = sibling(local_run.uri, "none")
+    pack = local_run.root / "packs" / str(local_run.ids[-1]) / "rank-00000.safetensors"
+    pack.write_bytes(pack.read_bytes()[:-1])
+    assert " bytes, not " in fails(31, "fork", local_run.uri, to, *options)
+    pack.unlink()
+    assert fails(31, "fork", local_run.uri, to, *options).endswith(f"{pack} is missing; fork another snapshot")
+    assert not Path(to.removeprefix("file://")).exists()
+    assert not (local_run.root / "pins").exists()
+
+
 def test_copying_shows_progress_on_a_terminal(local_run):
     shown = on_terminal("fork", local_run.uri, sibling(local_run.uri), "--copy", columns=80)
     assert shown.status == 0 and "copied" in shown.out
