@@ -50,6 +50,14 @@ def parse_bytes(text: str, *, name: str) -> int:
     return size
 
 
+def size_text(num_bytes: float) -> str:
+    """`512 B`, `21.3 MB`: in powers of ten, as speeds are."""
+    value, units = float(num_bytes), ["B", "kB", "MB", "GB", "TB", "PB"]
+    while value >= 999.95 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
 def parse_speed(value: float | str, *, name: str) -> float:
     """Bytes per second from `2e7`, `"20MB/s"` or `"1.5 MiB/s"`.
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from spotckpt.config import Every, Keep, Settings, parse_seconds, parse_speed
+from spotckpt.config import Every, Keep, Settings, parse_bytes, parse_seconds, parse_speed, size_text
 from spotckpt.errors import SettingError
 from spotckpt.training.request import make_settings
 
@@ -94,3 +94,12 @@ def test_what_keep_best_took_is_kept():
     more = make_settings({"keep": "last=2, best=valid/top1:max:4", "keep_best": "valid/top1:max"}).keep
     assert str(more) == "last=2, best=valid/top1:max:4"
     assert make_settings({"keep_best": "valid/top1:max"}).keep is None
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(1, "1 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_960, "1.0 MB"), (10**10, "10.0 GB")],
+)
+def test_sizes_are_written_in_powers_of_ten(size, text):
+    assert size_text(size) == text
+    assert parse_bytes(text, name="size") == pytest.approx(size, rel=1e-3)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from spotckpt.cli import output
+from spotckpt.config import size_text
 
 if TYPE_CHECKING:
     from spotckpt.agent.log import LogFormat
@@ -206,4 +207,4 @@ def _work(lost: Mapping[str, Any] | None) -> str:
 def _uploading(upload: Mapping[str, Any] | None) -> str:
     if not upload:
         return "nothing"
-    return f"{upload['id']}, {output.size(upload['sent_bytes'])} of {output.size(upload['total_bytes'])}"
+    return f"{upload['id']}, {size_text(upload['sent_bytes'])} of {size_text(upload['total_bytes'])}"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spotckpt.cli import output
 from spotckpt.cli.drill import course, keep_option, s3_port_option
+from spotckpt.config import size_text
 
 if TYPE_CHECKING:
     from spotckpt.demo.compare import Verdict
@@ -49,6 +49,6 @@ def report(verdict: Verdict, screen: Screen) -> int:
     if verdict.difference:
         screen.verbatim(f"FAIL: {verdict.difference}", style="bold red")
         return 1
-    passed = f"PASS: {output.size(verdict.compared_bytes)} compared, no byte differs ({screen.seconds:.0f} s)"
+    passed = f"PASS: {size_text(verdict.compared_bytes)} compared, no byte differs ({screen.seconds:.0f} s)"
     screen.verbatim(passed, style="bold green")
     return 0

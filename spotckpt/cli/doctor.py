@@ -73,8 +73,8 @@ def doctor(
 
 
 def _state(address: Address, given: int | None, *, trouble: str, timeout_s: float) -> State:
+    from spotckpt.config import size_text
     from spotckpt.doctor.facts import State
-    from spotckpt.doctor.row import size_text
     from spotckpt.snapshot.fetch import read_manifest
 
     if given is not None:

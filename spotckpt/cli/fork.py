@@ -12,6 +12,7 @@ import click
 from spotckpt.address import Address
 from spotckpt.cli import output
 from spotckpt.cli.runs import Run, find_snapshot, open_run
+from spotckpt.config import size_text
 from spotckpt.errors import AddressError, UsageError
 from spotckpt.snapshot.fetch import read_manifest
 from spotckpt.snapshot.fork import Fork
@@ -107,7 +108,7 @@ def _show(uri: str, made: Fork, overrides: dict[str, Any], *, copy: bool) -> Non
     parent = made.record.forked_from[0]
     output.emit_line(f"{uri} begins with {parent.uri}@{parent.snapshot}")
     held = "copied" if copy else "shared, and pinned there"
-    sent = f"{output.size(made.manifest.data_bytes)} {held}; {output.size(made.manifest.uploaded_bytes)} uploaded"
+    sent = f"{size_text(made.manifest.data_bytes)} {held}; {size_text(made.manifest.uploaded_bytes)} uploaded"
     output.emit_line(sent)
     before = made.manifest.arguments
     for name, value in overrides.items():

@@ -13,6 +13,7 @@ import click
 
 from spotckpt.cli import output
 from spotckpt.cli.runs import AttemptRow, Overview, SnapshotRow, address_of_run, descent, read_overview
+from spotckpt.config import size_text
 from spotckpt.snapshot.records import RunRecord
 
 _OF_A_FORK = re.compile(r"fork-[0-9a-f]{16}")
@@ -108,7 +109,7 @@ def _snapshots(rows: Sequence[SnapshotRow], now: float) -> Any:
             "-" if row.epoch is None or row.epoch < 0 else str(row.epoch),
             _reason(row),
             _when(row.committed, now),
-            output.size(row.data_bytes),
+            size_text(row.data_bytes),
             _metrics(row.latest),
         )
         for row in rows

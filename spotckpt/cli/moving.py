@@ -12,6 +12,7 @@ import click
 from spotckpt.address import Address
 from spotckpt.cli import output
 from spotckpt.cli.runs import address_of_run, find_snapshot, open_run
+from spotckpt.config import size_text
 from spotckpt.snapshot.fetch import read_manifest
 from spotckpt.store.base import Progress
 from spotckpt.store.open import open_store
@@ -107,7 +108,7 @@ def _bars() -> Iterator[Begin]:
         def begin(what: str, total: int, there: int) -> Progress:
             shown.close()
             if there:
-                _say(f"going on where it stopped: {output.size(there)} of {output.size(total)} are there")
+                _say(f"going on where it stopped: {size_text(there)} of {size_text(total)} are there")
             return shown.enter_context(output.progress(what, total))
 
         yield begin

@@ -153,14 +153,6 @@ def folded(columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequen
     return made
 
 
-def size(num_bytes: int | float) -> str:
-    """`512 B`, `21.3 MiB`."""
-    value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    while value >= 999.95 and len(units) > 1:
-        value, units = value / 1024, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
-
-
 def ago(seconds: float) -> str:
     """`12 s`, `5 min`, `3 h`, `2 d`: how long ago, roughly. A time in the future is 0 s ago."""
     seconds = max(seconds, 0.0)

@@ -10,7 +10,7 @@ import click
 from spotckpt.address import Address
 from spotckpt.cli import output
 from spotckpt.cli.runs import address_of_run, find_snapshot, open_run
-from spotckpt.config import Best, Every, Keep
+from spotckpt.config import Best, Every, Keep, size_text
 from spotckpt.errors import NotFound
 from spotckpt.snapshot import pins
 from spotckpt.snapshot.keys import SnapshotId, pin_key
@@ -153,6 +153,6 @@ def _show(done: Pruning, *, dry_run: bool) -> None:
     done_or_not = "would be " if dry_run else ""
     output.emit_line(
         f"{len(done.plan.drop)} of {len(rows)} snapshots and {len(done.objects)} objects "
-        f"({output.size(done.freed_bytes)}) {done_or_not}deleted, "
+        f"({size_text(done.freed_bytes)}) {done_or_not}deleted, "
         f"{len(done.uploads)} unfinished uploads {done_or_not}given up"
     )

@@ -13,6 +13,7 @@ import click
 from spotckpt.address import Address
 from spotckpt.cli import output
 from spotckpt.cli.runs import Run, find_snapshot, open_run
+from spotckpt.config import size_text
 from spotckpt.errors import Corrupt
 from spotckpt.moving.formats import OWN_KEYS
 from spotckpt.snapshot.choose import lineage
@@ -126,7 +127,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "position", f"step {manifest.step}{epoch}" + (", the run is finished" if manifest.finished else "")
     when = f"{output.moment(manifest.committed)}, {output.ago(time.time() - manifest.committed)} ago"
     yield "committed", f"{when} ({manifest.reason})"
-    sent = f"{output.size(manifest.data_bytes)} of tensors, {output.size(manifest.uploaded_bytes)} uploaded"
+    sent = f"{size_text(manifest.data_bytes)} of tensors, {size_text(manifest.uploaded_bytes)} uploaded"
     yield "size", sent
     if manifest.lost is not None:
         yield "interruption before", f"{manifest.lost.steps} steps lost, {manifest.lost.seconds:.0f} s of training"
@@ -163,11 +164,11 @@ def _bests(manifest: Manifest, name: str) -> tuple[str, ...]:
 
 
 def _tensors(part: Part) -> Any:
-    rows = [(one.name, one.dtype, _shape(one), output.size(one.size_bytes)) for one in part.tensors]
+    rows = [(one.name, one.dtype, _shape(one), size_text(one.size_bytes)) for one in part.tensors]
     total = sum(one.size_bytes for one in part.tensors)
     counted = Counter(one.dtype for one in part.tensors)
     kinds = ", ".join(f"{number} {dtype}" for dtype, number in counted.most_common())
-    rows.append((f"{len(part.tensors)} tensors: {kinds}" if rows else "no tensors", "", "", output.size(total)))
+    rows.append((f"{len(part.tensors)} tensors: {kinds}" if rows else "no tensors", "", "", size_text(total)))
     return output.table(("KEY", "DTYPE", "SHAPE", "SIZE"), rows, right=("SHAPE", "SIZE"), elastic="KEY")
 
 

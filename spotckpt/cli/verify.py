@@ -10,6 +10,7 @@ import click
 from spotckpt.address import Address
 from spotckpt.cli import output
 from spotckpt.cli.runs import Run, find_snapshot, names_snapshot, open_run
+from spotckpt.config import size_text
 from spotckpt.errors import Corrupt, SnapshotError
 from spotckpt.snapshot import fetch
 from spotckpt.snapshot.keys import SnapshotId
@@ -90,7 +91,7 @@ def _document(uri: str, findings: Sequence[Finding], errors: Sequence[SnapshotEr
 
 def _show(findings: Sequence[Finding], errors: Sequence[SnapshotError]) -> None:
     rows = [
-        (one.snapshot, str(one.tensors), output.size(one.read_bytes), "NOT WHOLE" if one.errors else "whole")
+        (one.snapshot, str(one.tensors), size_text(one.read_bytes), "NOT WHOLE" if one.errors else "whole")
         for one in findings
     ]
     if rows:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from spotckpt.config import size_text
 from spotckpt.doctor.facts import Facts
 from spotckpt.doctor.judge_bucket import bucket_rows
 from spotckpt.doctor.judge_machine import machine_rows
 from spotckpt.doctor.judge_time import time_rows
-from spotckpt.doctor.row import Row, size_text
+from spotckpt.doctor.row import Row
 
 
 def judge(facts: Facts) -> list[Row]:

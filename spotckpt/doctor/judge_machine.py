@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from spotckpt.agent.options import AgentOptions
+from spotckpt.config import size_text
 from spotckpt.doctor.capacity import slots
 from spotckpt.doctor.facts import Facts, Machine, Metadata
-from spotckpt.doctor.row import Row, size_text
+from spotckpt.doctor.row import Row
 
 _SHM = "/dev/shm"
 _GIB = 2**30

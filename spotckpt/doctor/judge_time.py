@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from spotckpt.agent.planner import SPOT_NOTICE_S
-from spotckpt.config import Settings
+from spotckpt.config import Settings, size_text
 from spotckpt.doctor.capacity import Saving, saving_of, upload_speed
 from spotckpt.doctor.facts import Bucket, Facts, Speed
-from spotckpt.doctor.row import Row, of_text, seconds_text, size_text
+from spotckpt.doctor.row import Row, of_text, seconds_text
 
 BUDGET_S = SPOT_NOTICE_S - Settings.reserve_s
 TORCHRUN_USUALLY_S = 30.0

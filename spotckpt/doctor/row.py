@@ -26,14 +26,6 @@ class Row:
     remedy: str = ""
 
 
-def size_text(num_bytes: float) -> str:
-    """`812.0 MB`, `10.0 GB`: in powers of ten, as speeds are."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.1f} {unit}"
-    return f"{num_bytes:.0f} B"
-
-
 def seconds_text(seconds: float) -> str:
     """`0.3 s`, `38 s`."""
     return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"

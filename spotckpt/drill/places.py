@@ -13,6 +13,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from spotckpt.address import Address
+from spotckpt.config import size_text
 from spotckpt.drill.process import Child, Output, wait_until
 from spotckpt.errors import DrillFailed, StoreError, UsageError
 from spotckpt.snapshot.keys import SNAPSHOTS_PREFIX
@@ -225,7 +226,7 @@ def describe(store: Store, name: str) -> str:
     sizes = {one.key: one.size_bytes for one in store.list("")}
     committed = sum(key.startswith(SNAPSHOTS_PREFIX) for key in sizes)
     packs = sum(size for key, size in sizes.items() if key.endswith(".safetensors"))
-    text = f"holds {committed} committed snapshots, {packs / 2**20:.1f} MiB of packs"
+    text = f"holds {committed} committed snapshots, {size_text(packs)} of packs"
     for write in store.unfinished():
         text += f", and an INCOMPLETE upload of {name}/{write.key}"
     return text

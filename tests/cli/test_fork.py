@@ -68,7 +68,7 @@ def test_what_the_others_show_of_it(run):
     to = sibling(run.uri)
     said = ok("fork", f"{run.uri}@step=157", to, "--set", "lr=0.01", "--set", "name=wide")
     assert f"{to} begins with {run.uri}@{run.ids[1]}" in said
-    assert "129.0 KiB shared, and pinned there" in said
+    assert "132.1 kB shared, and pinned there" in said
     assert "lr: 0.05 → 0.01" in said and 'name: "resnet" → "wide"' in said
     listed = ok("ls", to)
     assert f'forked from {run.uri}@{run.ids[1]}, with lr=0.01, name="wide"' in listed
@@ -114,7 +114,7 @@ def test_without_the_right_to_pin_it_refuses_or_copies(s3_env, monkeypatch):
         line = fails(24, "fork", run.uri, to)
         assert "PutObject answered 403" in line and f"{run.uri}/pins/fork-" in line and "--copy" in line
         assert not s3_env.keys("fork/"), "nothing is left there"
-        assert "129.0 KiB copied" in ok("fork", run.uri, to, "--copy")
+        assert "132.1 kB copied" in ok("fork", run.uri, to, "--copy")
     assert sorted(Bucket(run.uri).keys("")) == before
     assert values(to) == {300.0}
     whole(to)

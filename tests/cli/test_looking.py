@@ -31,7 +31,7 @@ def test_ls_shows_attempts_and_snapshots(run):
     shown = lines[8:]
     assert [line.split()[0] for line in shown] == [str(one) for one in run.ids]
     assert shown[1].split()[1:4] == ["157", "1", "notice"]
-    assert "129.0 KiB" in shown[1]
+    assert "132.1 kB" in shown[1]
     assert "valid/top1 0.157" in shown[1]
 
 

@@ -52,6 +52,6 @@ def test_show_tells_how_little_was_uploaded(run: Path) -> None:
     done = in_process("show", f"file://{run}@{sid(1, 1)}")
     assert done.status == 0
     size = next(line for line in done.out.splitlines() if line.startswith("size"))
-    assert "390.6 KiB of tensors, " in size and "B uploaded" in size
+    assert "400.0 kB of tensors, " in size and "B uploaded" in size
     shown = json.loads(in_process("show", "--json", f"file://{run}@{sid(1, 1)}").out)
     assert shown["uploaded_bytes"] < 2000 < shown["data_bytes"] and len(shown["packs"]) == 2

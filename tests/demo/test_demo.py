@@ -140,7 +140,7 @@ def test_a_difference_is_a_failure_with_a_status(screen, out):
 
 def test_equal_ends_pass(screen, out):
     assert report(Verdict("", {"model": 3}, 3 << 20), screen) == 0
-    assert "PASS: 3.0 MiB compared, no byte differs" in out.getvalue()
+    assert "PASS: 3.1 MB compared, no byte differs" in out.getvalue()
 
 
 def test_long_lines_are_folded_under_themselves(screen, out):

@@ -33,7 +33,7 @@ def test_a_bucket_of_the_users_is_left_as_it_was(s3_env):
     said = []
     place = Prefix(f"s3://{s3_env.bucket}/scratch", said.append)
     store = fill(place)
-    assert describe(store, "run") == "holds 1 committed snapshots, 1.0 MiB of packs"
+    assert describe(store, "run") == "holds 1 committed snapshots, 1.0 MB of packs"
     place.stop()
     assert store.list("") == []
     assert said == []
