@@ -12,10 +12,10 @@ import click
 
 from spotckpt.address import NEWEST, Address
 from spotckpt.errors import AddressError, Corrupt, NoSuchSnapshot, NotFound, SnapshotError
-from spotckpt.snapshot.catalog import FIRST_ATTEMPT, Catalog, read_catalog
+from spotckpt.snapshot.catalog import FIRST_ATTEMPT, Catalog, read_catalog, run_missing
 from spotckpt.snapshot.choose import choose
 from spotckpt.snapshot.fetch import evaluated_of, read_manifests
-from spotckpt.snapshot.keys import SnapshotId, manifest_key
+from spotckpt.snapshot.keys import RUN_KEY, SnapshotId, manifest_key
 from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.open import WithAncestors, open_run_store
 from spotckpt.snapshot.pins import read_pins
@@ -46,7 +46,8 @@ class Run:
     def problems(self) -> list[SnapshotError]:
         """Records that cannot be read, and snapshots that are not where a heartbeat says that they are."""
         lost = [Corrupt(f"{manifest_key(one)} is missing, though it was committed") for one in self.catalog.missing]
-        return [*self.catalog.problems.values(), *lost]
+        found = [*self.catalog.problems.values(), *lost]
+        return found if self.catalog.run or RUN_KEY in self.catalog.problems else [run_missing(self.store.uri), *found]
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from typing import Any
 
 from spotckpt.deadline import SYSTEM_CLOCK, Clock, Deadline
 from spotckpt.errors import AlreadyExists, Corrupt, LimitExceeded, NotFound
-from spotckpt.snapshot.catalog import highest_attempt, read_claim, read_run, require_complete
-from spotckpt.snapshot.keys import RUN_KEY, base_key, claim_key, heartbeat_key
+from spotckpt.snapshot.catalog import highest_attempt, read_claim, read_run, require_complete, run_missing
+from spotckpt.snapshot.keys import ATTEMPTS_PREFIX, RUN_KEY, base_key, claim_key, heartbeat_key
 from spotckpt.snapshot.records import MAX_RECORD_BYTES, Base, Claim, Heartbeat, Holder, RunRecord, new_nonce
 from spotckpt.snapshot.save import is_superseded
 from spotckpt.store.base import Store
@@ -45,9 +45,12 @@ def ensure_run(store: Store, *, clock: Clock = SYSTEM_CLOCK, tags: Mapping[str, 
     Raises:
         ConditionsIgnored: the store does not honour put-if-absent.
         NothingRestorable: it is a fork that was not completed.
+        Corrupt: it is missing where attempts are: another id would make all their snapshots another run's.
     """
     record = read_run(store)
     if record is None:
+        if store.list(ATTEMPTS_PREFIX) and read_run(store) is None:  # it was there before the first claim
+            raise run_missing(store.uri)
         with contextlib.suppress(AlreadyExists):  # another was first
             store.put_if_absent(RUN_KEY, _new_run(clock, tags).to_bytes())
     data = store.read(RUN_KEY, limit_bytes=MAX_RECORD_BYTES)

@@ -226,6 +226,12 @@ def read_run(store: Store, *, deadline: Deadline | None = None) -> RunRecord | N
     return _read(store, RUN_KEY, RunRecord.from_bytes, deadline)
 
 
+def run_missing(uri: str) -> Corrupt:
+    """The error of a run that has objects, and no `run.json`."""
+    hint = "put it back, from an older version or a copy of the bucket, or give another address"
+    return Corrupt(f"{uri}/{RUN_KEY} is missing", hint=hint)
+
+
 def require_complete(store: Store, run: RunRecord, *, deadline: Deadline | None = None) -> None:
     """A fork is nothing before it is complete, which its last object tells: the claim of its first attempt.
 

@@ -17,7 +17,7 @@ from spotckpt.deadline import SYSTEM_CLOCK, Clock
 from spotckpt.errors import AddressError, AlreadyExists, Corrupt, Denied, NotFound, StoreError, UsageError
 from spotckpt.redact import redacted
 from spotckpt.snapshot.attempts import write_base, write_heartbeat
-from spotckpt.snapshot.catalog import FIRST_ATTEMPT, read_run
+from spotckpt.snapshot.catalog import FIRST_ATTEMPT, read_run, run_missing
 from spotckpt.snapshot.continuing import send_whole
 from spotckpt.snapshot.copying import copy_tensors
 from spotckpt.snapshot.descent import Ancestor, path_between, uri_at
@@ -148,7 +148,7 @@ def fork(
     parent = read_run(source)
     manifest = read_manifest(source, snapshot, run_id=parent.run_id if parent else None)
     if parent is None:
-        raise Corrupt(f"{source.uri}/{RUN_KEY} is missing", hint="put it back, or fork another run")
+        raise run_missing(source.uri)
     plan = Plan(source, parent, manifest, destination, dict(overrides or {}), copy)
     _check(plan)
     _require_objects(source, manifest)

@@ -144,6 +144,11 @@ def test_a_place_that_no_file_can_be_written_to(local_run):
     assert "cannot write /proc/" in line and line.endswith("; write elsewhere")
 
 
+def test_a_run_without_its_record_is_not_whole(local_run):
+    (local_run.root / "run.json").unlink()
+    assert "/run.json is missing; put it back" in fails(31, "verify", local_run.uri)
+
+
 def test_several_problems_are_counted(local_run):
     for place in (0, 1):
         (local_run.root / "packs" / str(local_run.ids[place]) / "rank-00000.safetensors").unlink()

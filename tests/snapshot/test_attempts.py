@@ -25,7 +25,7 @@ from spotckpt.snapshot.attempts import (
 from spotckpt.snapshot.catalog import highest_attempt, read_catalog
 from spotckpt.snapshot.choose import choose
 from spotckpt.snapshot.fetch import pick, read_manifest
-from spotckpt.snapshot.keys import base_key, claim_key, heartbeat_key, manifest_key
+from spotckpt.snapshot.keys import RUN_KEY, base_key, claim_key, heartbeat_key, manifest_key
 from spotckpt.snapshot.records import Base, Claim, Heartbeat, Holder
 from spotckpt.store.base import Stat, Store
 from tests.snapshot.bucket import (
@@ -337,6 +337,25 @@ def test_the_run_is_made_once(store: Store) -> None:
     assert ensure_run(store, tags={"a": 2}) == first and first.tags == {"a": 1}
 
 
+def test_a_run_whose_record_is_gone_is_not_made_anew(store: Store) -> None:
+    ensure_run(store)
+    claim(store, 1, ME, "newest")
+    store.delete([RUN_KEY])
+    with raises_naming(Corrupt, f"{store.uri}/{RUN_KEY} is missing"):
+        ensure_run(store)
+    assert not store.exists(RUN_KEY)
+
+
+def test_a_run_that_another_makes_at_the_same_time_is_not_missed(store: Store) -> None:
+    class AnotherIsFaster(Wrapped):
+        def list(self, prefix: str, **options):
+            ensure_run(self.inner)
+            claim(self.inner, 1, ME, "newest")
+            return self.inner.list(prefix, **options)
+
+    assert ensure_run(AnotherIsFaster(store)) == ensure_run(store)
+
+
 class IgnoresConditions(Wrapped):
     def create(self, key: str, data: bytes, **options) -> None:
         self.inner.put(key, [data])
@@ -447,6 +466,7 @@ def test_strange_keys_in_a_listing_are_reported_and_never_followed(store: Store,
 @pytest.mark.fault(52)
 @pytest.mark.parametrize("skew", [-86400.0, 86400.0])
 def test_a_wrong_wall_clock_changes_no_order(store: Store, skew: float) -> None:
+    ensure_run(store)
     for number in (1, 2):
         clock = FakeClock(wall=1.7e9 + skew * (number - 1))
         mine = take(store, holder=ME, selector="newest", stale_after_s=60, say=lambda line: None, clock=clock)
