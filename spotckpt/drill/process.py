@@ -167,8 +167,9 @@ def wait_until(what: str, ask: Callable[[], T | None], timeout_s: float, *, aliv
             return answer
         for child in alive:
             if child.poll() is not None:
+                status = child.wait(None)  # what it said last is not read yet
                 raise DrillFailed(
-                    f"{child.name} ended with status {child.poll()} before {what}; its last lines:\n{child.tail()}"
+                    f"{child.name} ended with status {status} before {what}; its last lines:\n{child.tail()}"
                 )
         if time.monotonic() > end:
             raise DrillFailed(f"no sign of {what} after {timeout_s:g} s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,11 @@ def test_a_killed_child_is_gone_and_killing_it_again_is_harmless(tmp_path):
 
 
 def test_waiting_ends_when_the_child_dies_and_shows_what_it_said(tmp_path):
-    started = child(tmp_path, "print('so long'); raise SystemExit(4)", Output())
+    class Slow(Output):
+        def add(self, line: str) -> None:
+            time.sleep(0.5)
+
+    started = child(tmp_path, "print('well'); print('so long'); raise SystemExit(4)", Slow())
     with pytest.raises(DrillFailed, match=r"(?s)child ended with status 4 before the moon.*so long"):
         wait_until("the moon", lambda: None, 60, alive=[started])
     started.kill()
