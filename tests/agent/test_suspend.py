@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spotckpt.agent.run import Run
+from spotckpt.snapshot.attempts import ensure_run
 from spotckpt.snapshot.keys import claim_key
 from spotckpt.snapshot.records import Claim, Holder
 from spotckpt.store.open import open_store
@@ -48,6 +49,7 @@ def run(tmp_path: Path, s3_env: S3Env, proxy: Proxy, clock: Turned) -> Iterator[
 
 def claim(s3_env: S3Env, number: int) -> None:
     store = open_store(s3_env.uri, environment=s3_env.environment)
+    ensure_run(store)
     store.create(claim_key(number), Claim(number, "nonce", 0.0, Holder(host=f"host {number}")).to_bytes())
 
 
