@@ -323,7 +323,7 @@ def _cause(beat: Heartbeat | None, lives: bool) -> tuple[Kind, str] | None:
         case "SIGTERM":
             return "notice", "SIGTERM"
         case told:
-            return ("notice" if "notice" in told else "error"), told
+            return ("notice" if " notice (" in told else "error"), told
 
 
 def _selectors(catalog: Catalog, newest: Sequence[SnapshotId]) -> dict[SnapshotId, str]:

@@ -104,6 +104,7 @@ def test_an_interruption_costs_the_steps_since_the_commit_and_is_where_the_next_
     [
         ("SIGTERM", "notice", "SIGTERM"),
         ("manual notice (stop)", "notice", "manual notice (stop)"),
+        ("unnoticedError", "error", "unnoticedError"),
         ("gone", "killed", "killed: the process went without a word"),
         (None, "killed", "machine lost: no sign of life"),
         ("ValueError", "error", "ValueError"),
