@@ -73,9 +73,12 @@ class Transfer:
 
     def to_json(self) -> Message:
         """As in `status` and in the event `progress`: headers and tables, which nobody planned, count for no more."""
-        names = ("id", "gone_bytes", "total_bytes")
-        sent_bytes = min(self.sent_bytes, self.total_bytes)
-        return {**{name: getattr(self, name) for name in names}, "sent_bytes": sent_bytes}
+        return {
+            "id": self.id,
+            "sent_bytes": min(self.sent_bytes, self.total_bytes),
+            "gone_bytes": self.gone_bytes,
+            "total_bytes": self.total_bytes,
+        }
 
 
 class Sender:

@@ -13,13 +13,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from spotckpt.errors import LimitExceeded, UsageError
+from spotckpt.errors import UsageError
 from spotckpt.snapshot.fetch import GROUP_BYTES, read_part, read_tensors
 from spotckpt.snapshot.history import read_history
 from spotckpt.snapshot.manifest import Manifest
 from spotckpt.snapshot.metrics import History, Series
 from spotckpt.snapshot.numbers import Distance, distance
 from spotckpt.snapshot.part import Part, TensorEntry
+from spotckpt.snapshot.tree import bounded_depth
 from spotckpt.store.base import Progress, Store
 
 _PAIRS = ("$ordered", "$dict", "$counter")
@@ -217,10 +218,8 @@ def _difference(pair: _Pair, apart: Distance) -> TensorDifference:
 
 
 def _compare_values(parts: tuple[Part, Part], found: Differences) -> None:
-    try:
+    with bounded_depth():
         leaves_a, leaves_b = (dict(_leaves("", part.tree, part.tensors)) for part in parts)
-    except RecursionError as error:
-        raise LimitExceeded("state tree: nested too deeply", hint="it was not written by us") from error
     found.num_values += len({**leaves_a, **leaves_b})
     told = {one.name for one in found.tensors}
     for name, sides in _changed(leaves_a, leaves_b).items():

@@ -11,7 +11,8 @@ import enum
 import struct
 import sys
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from spotckpt.errors import Corrupt, EncodeError, LimitExceeded
@@ -76,8 +77,15 @@ def decode(tree: Any, *, leaf: DecodeLeaf | None = None, array: DecodeArray | No
         Corrupt: an unknown tag or a malformed one. Nothing is imported and nothing of the tree is called.
         LimitExceeded: it is nested deeper than anything that `encode` writes.
     """
-    try:
+    with bounded_depth():
         return _Decoder(leaf, array).decode(tree)
+
+
+@contextmanager
+def bounded_depth() -> Iterator[None]:
+    """Inside, who goes through a tree that is too deep for it raises LimitExceeded: `encode` writes none."""
+    try:
+        yield
     except RecursionError as error:
         raise LimitExceeded("state tree: nested too deeply", hint="it was not written by us") from error
 

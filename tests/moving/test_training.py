@@ -25,8 +25,7 @@ def here() -> Iterator[Machine]:
 @pytest.fixture
 def agent(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """This process trains itself."""
-    for name in ("SPOTCKPT_RUNTIME_DIR", "SPOTCKPT_SPOOL"):
-        monkeypatch.setenv(name, here.environment[name])
+    here.enter(monkeypatch)
 
 
 def test_a_training_that_was_moved_in_the_middle_of_an_epoch_ends_the_same(here, tmp_path):
